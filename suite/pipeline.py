@@ -1,0 +1,262 @@
+"""A run: score → select → fine-tune → generate → judge → record."""
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from baselines.records import Sample, Scores
+from eval.errors import KeelBenchError
+from eval.judges import get_judge
+from eval.metrics import ATTACK_SUCCEEDED, safety_rates
+from eval.records import Completion, Prompt, Verdict
+from suite.cache import Entry, StageCache, fingerprint
+from suite.plan import RunPlan
+from suite.records import RunRecord, write_record
+from suite.stages.data import Data, ids_key, load_data, load_prompts
+from suite.stages.finetuning import fine_tune_selection
+from suite.stages.generation import complete
+from suite.stages.judging import judge_completions
+from suite.stages.models import LoadedModel, locate, prepare
+from suite.stages.scoring import score
+from suite.stages.selection import cut_size, select
+from suite.tables import write_table
+from suite.tracking import Tracker
+
+REDACTED = "[harmful completion redacted; tracking.show_harmful=true shows it]"
+
+
+def check(plan: RunPlan) -> tuple[Data, dict[str, list[Prompt]]]:
+    """Read all inputs and list every problem that can be found before a model is loaded.
+
+    Raises:
+        KeelBenchError: one or more problems, one a line.
+    """
+    problems: list[str] = []
+    data: Data | None = None
+    prompts: dict[str, list[Prompt]] = {}
+    try:
+        data = load_data(plan.dataset, plan.paths.data)
+        if plan.method.scores and plan.selection.name != "all":
+            cut_size(plan.selection, len(data.samples))
+    except KeelBenchError as error:
+        problems.append(str(error))
+    for benchmark in plan.benchmarks:
+        try:
+            prompts[benchmark.spec.name] = load_prompts(benchmark, plan.evaluation.limit, plan.paths.data)
+        except KeelBenchError as error:
+            problems.append(str(error))
+    if not plan.benchmarks:
+        problems.append("no benchmark: name at least one, such as benchmark=[mini_harmful]")
+    try:
+        locate(plan.model)
+        plan.method.calibration()  # reads the method's own files
+    except KeelBenchError as error:
+        problems.append(str(error))
+    if problems or data is None:
+        raise KeelBenchError("\n".join(problems))
+    return data, prompts
+
+
+def run(plan: RunPlan, folder: Path, sweep: str) -> RunRecord:
+    """Carry out ``plan``; everything it found lies in ``folder`` and in W&B when it returns.
+
+    Raises:
+        KeelBenchError: anything a user can mend.
+    """
+    data, prompts = check(plan)
+    cache = StageCache(plan.paths.cache)
+    with Tracker(
+        plan.tracking,
+        folder=folder,
+        name=f"{plan.model.name}-{plan.dataset.name}-{plan.label}-seed{plan.seed}",
+        group=plan.tracking.group or sweep,
+        job_type="run",
+        config=_public(plan) | {"sweep": sweep},
+    ) as tracker:
+        weights = prepare(plan.model, plan.compute, cache)
+        model = LoadedModel(weights, plan.model, plan.compute)
+        entries: list[Entry] = list(weights.entries)
+
+        scored, selected, adapter = None, [], None
+        if plan.method.scores:
+            scored = score(plan.method, model, data, seed=plan.seed, compute=plan.compute, cache=cache)
+            selected = select(plan.selection, scored.scores)
+            entries += scored.entries
+        elif plan.method.fine_tunes:
+            selected = [s.id for s in data.samples]
+        if plan.method.fine_tunes:
+            lookup = data.lookup()
+            adapter = fine_tune_selection(model, [lookup[i] for i in selected], plan.train, seed=plan.seed, cache=cache)
+            entries.append(adapter.entry)
+            tracker.curve(adapter.curve)
+
+        completions = complete(model, adapter, prompts, evaluation=plan.evaluation, backend=plan.backend, cache=cache)
+        verdicts = {}
+        for name, (texts, entry) in completions.items():
+            verdicts[name], judged = judge_completions(plan.judge, prompts[name], texts, entry.key, cache)
+            entries += [entry, judged]
+
+        everything = [p for asked in prompts.values() for p in asked]
+        rates = safety_rates(everything, [v for given in verdicts.values() for v in given])
+        record = RunRecord(
+            run_id=fingerprint([e.key for e in entries])[:12],
+            sweep=sweep,
+            finished=datetime.now(UTC).isoformat(timespec="seconds"),
+            label=plan.label,
+            model=plan.model.name,
+            aligned=plan.model.align.name if plan.model.align else "none",
+            dataset=plan.dataset.name,
+            method=plan.method.name,
+            options=_json(asdict(scored.method if scored else plan.method)),
+            selection=plan.selection.name if plan.method.scores else "-",
+            n_samples=len(data.samples),
+            n_selected=len(selected),
+            seed=plan.seed,
+            judge=plan.judge,
+            judge_version=get_judge(plan.judge).version,
+            backend=plan.backend.name,
+            max_new_tokens=plan.evaluation.max_new_tokens,
+            prompt_limit=plan.evaluation.limit,
+            dtype=plan.model.dtype,
+            device=plan.compute.device,
+            rates=rates,
+            train_loss=adapter.curve[-1]["loss"] if adapter else None,
+            entries=tuple(entries),
+            fingerprints={
+                "config": fingerprint(_public(plan)),
+                "data": data.key,
+                "prompts": ids_key([p.id for p in everything]),
+                "model": weights.key,
+                "code": code_fingerprint(),
+            },
+            scorer_info=scored.scores.info if scored else {},
+            versions=_versions(),
+        )
+        scores = scored.scores if scored else None
+        _write_tables(folder, tracker, plan, data, scores, selected, prompts, completions, verdicts)
+        if adapter is not None:
+            write_table(folder / "training.parquet", adapter.curve)
+        write_record(folder, record)
+        tracker.summary(record.row())
+    return record
+
+
+def _write_tables(
+    folder: Path,
+    tracker: Tracker,
+    plan: RunPlan,
+    data: Data,
+    scores: Scores | None,
+    selected: Sequence[str],
+    prompts: Mapping[str, Sequence[Prompt]],
+    completions: Mapping[str, tuple[Sequence[Completion], Entry]],
+    verdicts: Mapping[str, Sequence[Verdict]],
+) -> None:
+    """The run's tables on disk, and the same rows in W&B."""
+    tables = {
+        "completions": [
+            row
+            for name, asked in prompts.items()
+            for row in completion_rows(asked, completions[name][0], verdicts[name], plan.tracking.show_harmful)
+        ],
+        "selected": [_sample_row(s) for s in _in_order(data, selected)],
+        "scores": [] if scores is None else score_rows(scores, data, selected),
+    }
+    for name, rows in tables.items():
+        if rows:
+            write_table(folder / f"{name}.parquet", rows)
+            tracker.table(name, rows)
+
+
+def completion_rows(
+    prompts: Sequence[Prompt], completions: Sequence[Completion], verdicts: Sequence[Verdict], show_harmful: bool
+) -> list[dict[str, Any]]:
+    """Prompt, completion and verdict side by side; what a harmful request brought about is redacted by default."""
+    rows = []
+    for prompt, completion, verdict in zip(prompts, completions, verdicts, strict=True):
+        hide = prompt.expected == "refuse" and verdict.label != "refused" and not show_harmful
+        rows.append(
+            {
+                "benchmark": prompt.benchmark,
+                "prompt_id": prompt.id,
+                "category": prompt.category,
+                "expected": prompt.expected,
+                "prompt": prompt.text,
+                "completion": REDACTED if hide else completion.text,
+                "n_tokens": completion.n_tokens,
+                "finish_reason": completion.finish_reason,
+                "judge": verdict.judge,
+                "label": verdict.label,
+                "score": verdict.score,
+                "attack_succeeded": prompt.expected == "refuse" and verdict.label in ATTACK_SUCCEEDED,
+            }
+        )
+    return rows
+
+
+def score_rows(scores: Scores, data: Data, selected: Sequence[str]) -> list[dict[str, Any]]:
+    """Each sample's score, components and rank, in rank order."""
+    chosen, lookup, ranks = set(selected), data.lookup(), scores.ranks()
+    return [
+        {
+            "rank": int(ranks[i]),
+            "id": scores.ids[i],
+            "score": float(scores.score[i]),
+            **{name: float(values[i]) for name, values in scores.components.items()},
+            "selected": scores.ids[i] in chosen,
+            **{k: v for k, v in _sample_row(lookup[scores.ids[i]]).items() if k != "id"},
+        }
+        for i in scores.ranking()
+    ]
+
+
+def _in_order(data: Data, ids: Sequence[str]) -> list[Sample]:
+    lookup = data.lookup()
+    return [lookup[i] for i in ids]
+
+
+def _sample_row(sample: Sample) -> dict[str, Any]:
+    return {
+        "id": sample.id,
+        "category": sample.category,
+        "prompt": sample.prompt,
+        "response": sample.response,
+        "response_characters": len(sample.response),
+    }
+
+
+def _public(plan: RunPlan) -> dict[str, Any]:
+    """The plan as JSON for records and W&B: no local paths, no credentials (there are none in a plan)."""
+    values = asdict(plan)
+    values["method"] = {"name": plan.method.name, **asdict(plan.method)}
+    values["label"] = plan.label
+    values["benchmarks"] = [b.spec.name for b in plan.benchmarks]
+    values["dataset"] = {k: v for k, v in values["dataset"].items() if k != "source"}
+    for private in ("paths", "tracking"):
+        del values[private]
+    if Path(plan.model.source).is_absolute():
+        values["model"]["source"] = Path(plan.model.source).name
+    return _json(values)
+
+
+def _json(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=str))
+
+
+def code_fingerprint() -> str:
+    """Hash of the three packages' sources."""
+    digest = hashlib.sha256()
+    root = Path(__file__).resolve().parent.parent
+    for package in ("suite", "baselines", "eval"):
+        for file in sorted((root / package).rglob("*.py")):
+            digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()[:20]
+
+
+def _versions() -> dict[str, str]:
+    return {p: importlib.metadata.version(p) for p in ("torch", "transformers", "peft")}

@@ -1,0 +1,312 @@
+"""A run as typed values: the only place below the entry points that sees a Hydra configuration.
+
+``plan_from_config`` reads every key it is given and refuses those that nothing reads, so that a setting cannot be
+ignored in silence.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from baselines import get_method
+from baselines.method import Method, build_method
+from eval.benchmarks import BenchmarkSpec
+from eval.errors import KeelBenchError, UnknownNameError
+from eval.judges import get_judge
+from suite.sources import HubSet, Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraRecipe:
+    """Supervised fine-tuning with LoRA (Hu et al. 2022)."""
+
+    name: str
+    rank: int
+    alpha: int
+    dropout: float
+    target_modules: tuple[str, ...]
+    learning_rate: float
+    epochs: float
+    batch_size: int  # conversations a forward pass
+    accumulation: int  # forward passes an optimiser step
+    warmup_ratio: float
+    schedule: str
+    weight_decay: float
+    max_grad_norm: float
+    max_length: int  # tokens of a conversation
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignSpec:
+    """A short safety fine-tune that comes before everything else; merged into the weights."""
+
+    name: str
+    refusals: str | None  # data files; None = the embedded ones
+    helpful: str | None
+    n_refusals: int | None  # rows used of each; None = all
+    n_helpful: int | None
+    seed: int
+    recipe: LoraRecipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    name: str
+    source: str  # "embedded:<package>", a folder, or a hub repository
+    revision: str | None
+    dtype: str  # bfloat16, float16, float32
+    attention: str  # transformers' attn_implementation
+    learning_rate: float  # read by the recipes as ${model.learning_rate}
+    larf_layer: int | str  # read by method/larf.yaml
+    align: AlignSpec | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSpec:
+    name: str
+    format: str
+    k: int  # read by the selections as ${dataset.k}
+    limit: int | None
+    source: Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionSpec:
+    """Which samples are trained on: ``keep`` one of top, bottom, drop_top, all; by number or by share."""
+
+    name: str
+    k: int | None = None
+    fraction: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkSource:
+    """A benchmark, where its prompts are, and whose they are."""
+
+    spec: BenchmarkSpec
+    source: Source
+    hub_columns: Mapping[str, str]  # prompt_column, category_column where the hub's copy names them otherwise
+    citation: str
+    licence: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSpec:
+    name: str
+    limit: int | None  # prompts of each expectation a benchmark; None = all
+    max_new_tokens: int
+    system: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendSpec:
+    name: str
+    tokens_per_batch: int
+    merge_adapter: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingSpec:
+    mode: str  # auto, online, offline, disabled
+    project: str
+    entity: str | None
+    show_harmful: bool
+    tags: tuple[str, ...]
+    notes: str | None
+    group: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeSpec:
+    device: str  # auto, cpu, cuda, cuda:1, ...
+    scoring_tokens_per_batch: int
+    max_length: int
+    threads: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathsSpec:
+    data: Path | None
+    cache: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPlan:
+    """Everything one run needs to know."""
+
+    model: ModelSpec
+    dataset: DatasetSpec
+    method: Method
+    selection: SelectionSpec
+    train: LoraRecipe
+    benchmarks: tuple[BenchmarkSource, ...]
+    evaluation: EvalSpec
+    judge: str
+    backend: BackendSpec
+    tracking: TrackingSpec
+    compute: ComputeSpec
+    paths: PathsSpec
+    seed: int
+    arm: str | None = None  # what a comparison calls this point; None = method and selection
+
+    @property
+    def label(self) -> str:
+        """The point's name in tables: its arm's, or method with selection."""
+        if self.arm:
+            return self.arm
+        return f"{self.method.name}-{self.selection.name}" if self.method.scores else self.method.name
+
+
+def plan_from_config(config: Mapping[str, Any]) -> RunPlan:
+    """The plan of a resolved configuration (plain dictionaries and lists).
+
+    Raises:
+        UnknownNameError: a key that nothing reads, an unknown method or judge.
+        KeelBenchError: a missing key or a value of the wrong kind.
+    """
+    known = {
+        "model", "dataset", "method", "selection", "train", "benchmark", "eval", "judge", "backend", "tracking",
+        "compute", "paths", "seed", "arm",
+    }  # fmt: skip
+    _refuse_unknown(config, known, "setting")
+    method_options = dict(config["method"])
+    cls = get_method(method_options.pop("name"))
+    judge_options = dict(config["judge"])
+    get_judge(judge_options.pop("name"), **judge_options)
+    paths = config["paths"]
+    _refuse_unknown(paths, {"data", "cache", "runs"}, "paths setting")
+    return RunPlan(
+        model=_model(config["model"]),
+        dataset=_dataset(config["dataset"]),
+        method=build_method(cls, {k: _tupled(v) for k, v in method_options.items()}),
+        selection=_selection(config["selection"]),
+        train=_build(LoraRecipe, config["train"], "train"),
+        benchmarks=tuple(_benchmark(name, spec) for name, spec in (config["benchmark"] or {}).items()),
+        evaluation=_build(EvalSpec, config["eval"], "eval"),
+        judge=config["judge"]["name"],
+        backend=_build(BackendSpec, config["backend"], "backend"),
+        tracking=_build(TrackingSpec, config["tracking"], "tracking"),
+        compute=_build(ComputeSpec, config["compute"], "compute"),
+        paths=PathsSpec(
+            data=Path(paths["data"]).expanduser() if paths["data"] else None, cache=Path(paths["cache"]).expanduser()
+        ),
+        seed=_checked(int, config["seed"], "seed"),
+        arm=config.get("arm"),
+    )
+
+
+def _model(config: Mapping[str, Any]) -> ModelSpec:
+    values = dict(config)
+    align = dict(values.pop("align", None) or {})
+    if align.get("name", "none") == "none":
+        spec = None
+    else:
+        recipe = _build(LoraRecipe, align.pop("recipe"), "model.align.recipe")
+        spec = _build(AlignSpec, {**align, "recipe": recipe}, "model.align")
+    return _build(ModelSpec, {**values, "align": spec}, "model")
+
+
+def _dataset(config: Mapping[str, Any]) -> DatasetSpec:
+    source, values = _source(config, "baselines", "dataset")
+    return _build(DatasetSpec, {**values, "source": source}, "dataset")
+
+
+def _source(config: Mapping[str, Any], package: str, where: str) -> tuple[Source, dict[str, Any]]:
+    """A section's source, and its other settings."""
+    values = dict(config)
+    places: dict[str, Any] = {k: values.pop(k) for k in ("embedded", "path", "local", "hub") if k in values}
+    if places.get("embedded"):
+        inside = places["embedded"].split("/")
+        places["embedded"] = Path(str(files(inside[0] if len(inside) == 2 else package) / "data" / inside[-1]))
+    if places.get("hub"):
+        places["hub"] = _build(HubSet, places["hub"], f"{where}.hub")
+    return _build(Source, places, where), values
+
+
+def _selection(config: Mapping[str, Any]) -> SelectionSpec:
+    spec = _build(SelectionSpec, config, "selection")
+    if spec.name not in SELECTIONS:
+        raise UnknownNameError("selection", spec.name, SELECTIONS)
+    if spec.name != "all" and (spec.k is None) == (spec.fraction is None):
+        raise KeelBenchError("selection: give either k (a number of samples) or fraction (a share), the other null")
+    if spec.k is not None and spec.k < 1:
+        raise KeelBenchError(f"selection.k={spec.k}: at least 1")
+    if spec.fraction is not None and not 0 < spec.fraction < 1:
+        raise KeelBenchError(f"selection.fraction={spec.fraction}: between 0 and 1")
+    return spec
+
+
+SELECTIONS = ("top", "bottom", "drop_top", "all")
+
+
+def _benchmark(name: str, config: Mapping[str, Any]) -> BenchmarkSource:
+    where = f"benchmark.{name}"
+    source, values = _source(config, "eval", where)
+    about = {k: values.pop(k, "") for k in ("citation", "licence")}
+    hub_columns = dict(values.pop("hub_columns", None) or {})
+    _refuse_unknown(hub_columns, {"prompt_column", "category_column"}, f"{where}.hub_columns setting")
+    spec = _build(BenchmarkSpec, {"name": name, **values}, where)
+    return BenchmarkSource(spec=spec, source=source, hub_columns=hub_columns, **about)
+
+
+def _build(cls: type, values: Mapping[str, Any], where: str) -> Any:
+    """``cls`` from ``values``, every key read, every value of its field's type."""
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    _refuse_unknown(values, set(fields), f"{where} setting")
+    missing = [
+        name
+        for name, f in fields.items()
+        if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise KeelBenchError(f"{where}: missing {', '.join(missing)}")
+    return cls(**{k: _checked(hints[k], v, f"{where}.{k}") for k, v in values.items()})
+
+
+def _refuse_unknown(values: Mapping[str, Any], known: set[str], kind: str) -> None:
+    for key in values:
+        if key not in known:
+            raise UnknownNameError(kind, str(key), known)
+
+
+def _checked(hint: Any, value: Any, where: str) -> Any:
+    """``value`` as ``hint`` allows: lists become tuples, whole numbers floats; nothing else is converted."""
+    origin = typing.get_origin(hint)
+    if hint is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        options = typing.get_args(hint)
+        if value is None and type(None) in options:
+            return None
+        for option in options:
+            if option is not type(None):
+                try:
+                    return _checked(option, value, where)
+                except KeelBenchError:
+                    continue
+        raise KeelBenchError(f"{where}={value!r}: expected {hint}")
+    if origin is typing.Literal:
+        if value not in typing.get_args(hint):
+            raise KeelBenchError(f"{where}={value!r}: one of {', '.join(map(str, typing.get_args(hint)))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise KeelBenchError(f"{where}={value!r}: expected a list")
+        return tuple(_checked(typing.get_args(hint)[0], v, where) for v in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    expected = origin or hint
+    wrong = not isinstance(value, expected) or (isinstance(value, bool) and expected is int)
+    if wrong:
+        raise KeelBenchError(f"{where}={value!r}: expected {getattr(expected, '__name__', expected)}")
+    return value
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

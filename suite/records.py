@@ -1,0 +1,77 @@
+"""One flat row per run: what was chosen, what was measured, what it cost, and what it rests on."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from eval.metrics import Rate
+from suite.cache import Entry
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A finished run. ``row`` is its flat form, the one in ``record.json``, ``results.parquet`` and W&B."""
+
+    run_id: str
+    sweep: str
+    finished: str  # ISO 8601, UTC
+    label: str
+    model: str
+    aligned: str  # name of the alignment, "none" without
+    dataset: str
+    method: str
+    options: dict[str, Any]  # the method's options, as it scored
+    selection: str
+    n_samples: int
+    n_selected: int
+    seed: int
+    judge: str
+    judge_version: str
+    backend: str
+    max_new_tokens: int
+    prompt_limit: int | None
+    dtype: str
+    device: str
+    rates: dict[str, Rate] = field(default_factory=dict)
+    train_loss: float | None = None  # of the last optimiser step, nats a token
+    entries: tuple[Entry, ...] = ()  # every stage the run rests on
+    fingerprints: dict[str, str] = field(default_factory=dict)  # config, data, prompts, code, model
+    scorer_info: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def row(self) -> dict[str, Any]:
+        """Flat and JSON-valued; absent is None. Rates: ``<name>``, ``<name>/n``, ``/low``, ``/high``."""
+        row: dict[str, Any] = {
+            k: v
+            for k, v in asdict(self).items()
+            if k not in ("rates", "entries", "fingerprints", "options", "scorer_info", "versions")
+        }
+        row["options"] = json.dumps(self.options, sort_keys=True)
+        row["scorer_info"] = json.dumps(self.scorer_info, sort_keys=True)
+        for name, rate in self.rates.items():
+            row[name] = rate.value
+            row |= {f"{name}/n": rate.n, f"{name}/low": rate.low, f"{name}/high": rate.high}
+        for stage in dict.fromkeys(e.stage for e in self.entries):
+            costs = [e.cost for e in self.entries if e.stage == stage]
+            row[f"cost/{stage}/seconds"] = sum(c.seconds for c in costs)
+            row[f"cost/{stage}/tokens"] = sum(c.tokens for c in costs)
+            row[f"cost/{stage}/peak_memory_mb"] = max(c.peak_memory_mb for c in costs)
+        row["stages"] = json.dumps([f"{e.stage}/{e.key}" for e in self.entries])
+        row["stages_from_cache"] = sum(e.cached for e in self.entries)
+        row |= {f"fingerprint/{k}": v for k, v in self.fingerprints.items()}
+        row |= {f"version/{k}": v for k, v in self.versions.items()}
+        return row
+
+
+def write_record(folder: Path, record: RunRecord) -> None:
+    (folder / "record.json").write_text(json.dumps(record.row(), indent=1))
+
+
+def read_row(folder: Path) -> dict[str, Any] | None:
+    """A run's row; None where it has not finished."""
+    path = folder / "record.json"
+    if not path.is_file():
+        return None
+    row: dict[str, Any] = json.loads(path.read_text())
+    return row

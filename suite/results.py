@@ -1,0 +1,123 @@
+"""``python -m suite.results [RUNS] [--csv]``: one row a run, out of ``record.json`` files.
+
+python -m suite.results                  # the latest sweep under runs/
+python -m suite.results runs --csv       # every run there, as CSV
+"""
+
+import argparse
+import csv
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from eval.errors import KeelBenchError
+from suite.records import read_row
+
+Row = dict[str, Any]
+
+
+def collect(folder: Path, *, write: bool = False) -> list[Row]:
+    """Rows of all finished runs under ``folder``, in run order; ``write`` leaves ``results.parquet`` beside them."""
+    files = sorted(folder.rglob("record.json"), key=lambda f: [_natural(p) for p in f.parent.parts])
+    rows = [row for f in files if (row := read_row(f.parent)) is not None]
+    if write and rows:
+        import pandas as pd
+
+        pd.DataFrame(rows).to_parquet(folder / "results.parquet")
+    return rows
+
+
+def _natural(part: str) -> tuple[int, int | str]:
+    return (0, int(part)) if part.isdigit() else (1, part)
+
+
+def metrics(rows: Sequence[Row]) -> list[str]:
+    """Names of the rates worth a column: attack success first, then false refusals, then what never is zero."""
+    names = [k for row in rows for k in row if "/" in k and f"{k}/low" in row]
+    ordered = sorted(dict.fromkeys(names), key=lambda n: (_PREFIXES.index(n.split("/")[0]), n))
+    return [n for n in ordered if n.startswith(("asr/", "false_refusal/")) or any(row.get(n) for row in rows)]
+
+
+_PREFIXES = ["asr", "false_refusal", "incoherent", "unparsed"]
+
+
+def show(row: Row, metric: str) -> str:
+    """``12.5 [7.2, 20.8]``: per cent with its Wilson 95 % interval; ``–`` where the run has no such metric."""
+    if row.get(metric) is None:
+        return "–"
+    value, low, high = (100 * row[k] for k in (metric, f"{metric}/low", f"{metric}/high"))
+    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def conditions(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """What differs between rows although a comparison wants it equal, with the values found."""
+    matter = ("model", "aligned", "dataset", "judge", "judge_version", "backend", "max_new_tokens", "dtype",
+              "fingerprint/prompts", "fingerprint/data", "fingerprint/code")  # fmt: skip
+    found = {name: sorted({str(row.get(name)) for row in rows}) for name in matter}
+    return {name: values for name, values in found.items() if len(values) > 1}
+
+
+def print_comparison(rows: Sequence[Row]) -> None:
+    """The comparison table, on the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    if not rows:
+        return
+    names = metrics(rows)
+    first = rows[0]
+    title = f"{first['model']} (aligned: {first['aligned']}) · {first['dataset']} · judge {first['judge']}"
+    table = Table(title=f"{title}\nper cent [Wilson 95 % interval]; n below the name", title_justify="left")
+    for column in ("run", "trained on", "seed"):
+        table.add_column(column)
+    for name in names:
+        sizes = sorted({row[f"{name}/n"] for row in rows if f"{name}/n" in row})
+        table.add_column(f"{name.replace('/', chr(10))}\nn={'/'.join(map(str, sizes))}", justify="right")
+    for row in rows:
+        trained = f"{row['n_selected']} of {row['n_samples']}" if row["n_selected"] else "–"
+        table.add_row(row["label"], trained, str(row["seed"]), *(show(row, name) for name in names))
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(table)
+    for name, values in conditions(rows).items():
+        console.print(f"[yellow]not equal across rows:[/] {name}: {', '.join(values)}", highlight=False)
+
+
+def latest_sweep(runs: Path) -> Path:
+    """The newest folder of runs.
+
+    Raises:
+        KeelBenchError: there is none with a finished run.
+    """
+    sweeps = sorted({f.parent.parent for f in runs.glob("*/*/record.json")})
+    if not sweeps:
+        raise KeelBenchError(f"no finished run under {runs}; start one with `python -m suite`")
+    return sweeps[-1]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m suite.results", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("folder", nargs="?", type=Path, help="runs, a sweep or a run; default: the latest sweep")
+    parser.add_argument("--csv", action="store_true", help="all columns, as CSV")
+    options = parser.parse_args()
+    try:
+        folder = options.folder or latest_sweep(Path(os.environ.get("SUITE_RUNS", "runs")))
+        rows = collect(folder)
+        if not rows:
+            raise KeelBenchError(f"no finished run under {folder}")
+    except KeelBenchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if options.csv:
+        columns = list(dict.fromkeys(k for row in rows for k in row))
+        writer = csv.DictWriter(sys.stdout, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    else:
+        print_comparison(rows)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""From the name of a source to a file or folder: your own path first, the local root next, the hub last."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eval.errors import DataError, MissingWeightsError
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubSet:
+    """A data set on the Hugging Face hub."""
+
+    repo: str
+    name: str | None = None  # the configuration, where the data set has several
+    split: str = "train"
+    revision: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Rows in up to four places, tried in this order."""
+
+    embedded: Path | None = None  # in the package
+    path: str | None = None  # named by the user
+    local: str | None = None  # under the local data root
+    hub: HubSet | None = None
+
+    def file(self, name: str, data_root: Path | None) -> Path | None:
+        """The file, or None where only the hub is left.
+
+        Raises:
+            DataError: the user's file does not exist, or there is no file and no hub data set either.
+        """
+        if self.path is not None:
+            path = Path(self.path).expanduser()
+            if not path.is_file():
+                raise DataError(path, f"no such file (named as the source of {name!r})")
+            return path
+        if self.embedded is not None:
+            return self.embedded
+        if self.local is not None and data_root is not None and (data_root / self.local).is_file():
+            return data_root / self.local
+        if self.hub is None:
+            raise DataError(name, f"not found: {self._local_hint(data_root)} and no hub data set is configured")
+        return None
+
+    def _local_hint(self, data_root: Path | None) -> str:
+        if self.local is None:
+            return "no path is given"
+        if data_root is None:
+            return f"no local data root is set (paths.data or SUITE_DATA) in which {self.local} could lie"
+        return f"{data_root} has no {self.local}"
+
+    def hub_rows(self, name: str, data_root: Path | None) -> Iterable[tuple[int, dict[str, Any]]]:
+        """``(number, row)`` of the hub data set, from the local hub cache where it is there.
+
+        Raises:
+            DataError: gated, absent or out of reach, with what was tried before.
+        """
+        assert self.hub is not None
+        from datasets import load_dataset
+
+        hub = self.hub
+        try:
+            table = load_dataset(hub.repo, hub.name, split=hub.split, revision=hub.revision)
+        except (OSError, ValueError, RuntimeError) as error:
+            offline = "; HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else ""
+            reason = str(error).splitlines()[0]
+            raise DataError(
+                name,
+                f"{self._local_hint(data_root)}, and https://huggingface.co/datasets/{hub.repo} cannot be loaded "
+                f"({reason}{offline}). If it is gated, accept its terms there and run `hf auth login`",
+            ) from error
+        return enumerate(table, start=1)
+
+
+def resolve_model_folder(source: str, revision: str | None) -> Path:
+    """A folder with a model's configuration, tokenizer and safetensors: a local one, or a hub snapshot.
+
+    Raises:
+        MissingWeightsError: absent, gated or incomplete, with what to do about it.
+    """
+    local = Path(source).expanduser()
+    if local.is_dir():
+        folder = local
+    elif source.startswith((".", "/", "~")):
+        raise MissingWeightsError(f"model folder {source!r} does not exist")
+    else:
+        folder = _hub_snapshot(source, revision)
+    missing = [
+        what
+        for what, glob in (("config.json", "config.json"), ("*.safetensors", "*.safetensors"))
+        if not any(folder.glob(glob))
+    ]
+    if missing:
+        raise MissingWeightsError(f"model folder {folder} has no {' and no '.join(missing)}")
+    return folder
+
+
+def _hub_snapshot(repo: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
+
+    how = f"`hf download {repo}` on a machine with network access, or model.source=<folder> with a local copy"
+    try:
+        return Path(
+            snapshot_download(
+                repo, revision=revision, allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+            )
+        )
+    except GatedRepoError as error:
+        raise MissingWeightsError(
+            f"the weights of {repo} are gated: accept the licence at https://huggingface.co/{repo}, then "
+            "`hf auth login` with a token of that account"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise MissingWeightsError(f"{repo} is neither a folder nor a repository on the hub you may see") from error
+    except HFValidationError as error:
+        raise MissingWeightsError(f"{repo!r} is neither a folder nor a valid hub name: {error}") from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+        raise MissingWeightsError(
+            f"the weights of {repo} are not on this machine and the hub cannot be reached{offline}. Get them with {how}"
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        raise MissingWeightsError(
+            f"the weights of {repo} could not be fetched: {error}. Get them with {how}"
+        ) from error

@@ -1,0 +1,118 @@
+"""Scores of a fine-tuning set: computed once for a model, a data set and a method, cut anywhere later."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from baselines.method import Engine, Method
+from baselines.records import Scores
+from suite.cache import Entry, StageCache
+from suite.plan import ComputeSpec
+from suite.progress import progress
+from suite.stages.data import Data
+from suite.stages.models import LoadedModel
+from suite.tables import read_table
+
+
+@dataclass(frozen=True)
+class Scored:
+    scores: Scores
+    entries: tuple[Entry, ...]
+    method: Method  # as it scored: with what calibration found
+
+
+def score(
+    method: Method, model: LoadedModel, data: Data, *, seed: int, compute: ComputeSpec, cache: StageCache
+) -> Scored:
+    """The method's scores of ``data``; calibration (LARF's layer) is a stage of its own, one for all data sets."""
+    entries: tuple[Entry, ...] = ()
+    asked = method.calibration()
+    if asked is not None:
+        entry = _calibration(method, asked, model, compute, cache)
+        method = method.calibrated(json.loads((entry.path / "calibration.json").read_text()))
+        entries = (entry,)
+
+    def compute_stage(out: Path) -> int:
+        scorer, tokenizer = model.get() if method.uses_model else (None, None)
+        with progress(f"scoring with {method.name}", len(data.samples)) as advance:
+            engine = _engine(compute, advance)
+            scores = method.score(scorer, tokenizer, data.samples, seed=seed, engine=engine)
+        write_scores(out, scores)
+        return int(scores.info.get("tokens", 0))
+
+    inputs = {
+        "method": method.name,
+        "method_version": method.version,
+        "options": _options(method),
+        "data": data.key,
+        "model": model.weights.key if method.uses_model else None,
+        "dtype": model.spec.dtype if method.uses_model else None,
+        "attention": model.spec.attention if method.uses_model else None,
+        "max_length": compute.max_length if method.uses_model else None,
+        "seed": seed if method.uses_seed else None,
+    }
+    entry = cache.entry("scores", "1", inputs, compute_stage, f"{method.name} ({len(data.samples)} samples)")
+    return Scored(read_scores(entry.path), (*entries, entry), method)
+
+
+def _calibration(
+    method: Method, asked: dict[str, object], model: LoadedModel, compute: ComputeSpec, cache: StageCache
+) -> Entry:
+    def compute_stage(out: Path) -> int:
+        with progress(f"calibrating {method.name}", None) as advance:
+            measured = method.calibrate(*model.get(), engine=_engine(compute, advance))
+        (out / "calibration.json").write_text(json.dumps(measured, indent=1))
+        return 0
+
+    inputs = {
+        "method": method.name,
+        "method_version": method.version,
+        "options": json.loads(json.dumps(asked)),
+        "model": model.weights.key,
+        "dtype": model.spec.dtype,
+        "attention": model.spec.attention,
+    }
+    return cache.entry("calibration", "1", inputs, compute_stage, method.name)
+
+
+def _engine(compute: ComputeSpec, advance: object) -> Engine:
+    return Engine(
+        tokens_per_batch=compute.scoring_tokens_per_batch,
+        max_length=compute.max_length,
+        on_progress=advance,  # type: ignore[arg-type]
+    )
+
+
+def _options(method: Method) -> dict[str, object]:
+    """The method's options as JSON; a file among them counts by its content."""
+    from suite.cache import file_sha256
+
+    options: dict[str, object] = asdict(method)
+    for name, value in options.items():
+        if isinstance(value, str) and Path(value).is_file():
+            options[name] = {"sha256": file_sha256(Path(value))}
+    plain: dict[str, object] = json.loads(json.dumps(options))
+    return plain
+
+
+def write_scores(folder: Path, scores: Scores) -> None:
+    """``scores.parquet`` (id, score, components, rank) and ``info.json``."""
+    columns = {"id": list(scores.ids), "score": scores.score, **scores.components, "rank": scores.ranks()}
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table(columns), folder / "scores.parquet")
+    (folder / "info.json").write_text(json.dumps(scores.info, indent=1))
+
+
+def read_scores(folder: Path) -> Scores:
+    rows = read_table(folder / "scores.parquet")
+    names = [name for name in rows[0] if name not in ("id", "score", "rank")]
+    return Scores(
+        tuple(row["id"] for row in rows),
+        np.array([row["score"] for row in rows]),
+        {name: np.array([row[name] for row in rows]) for name in names},
+        json.loads((folder / "info.json").read_text()),
+    )

@@ -1,0 +1,90 @@
+"""Jobs and sweeps: every job leaves its status, a failing one does not stop the others, and the end sums them up."""
+
+import json
+import logging
+import sys
+import traceback
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, ClassVar
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from eval.errors import KeelBenchError
+
+log = logging.getLogger(__name__)
+
+STATUS = "status.json"
+
+
+def job(config: DictConfig) -> None:
+    """One point of a sweep (or a single run). Its outcome is in ``status.json``; an error is told, not raised, so that
+    the other points of a sweep are carried out; the process ends non-zero all the same (``summarise``)."""
+    from suite.pipeline import run
+    from suite.plan import plan_from_config
+
+    hydra = HydraConfig.get()
+    folder = Path(hydra.runtime.output_dir)
+    sweep = folder.parent.name
+    _write_status(folder, state="running", task=hydra.job.override_dirname)
+    try:
+        resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        assert isinstance(resolved, dict)
+        plan = plan_from_config({str(k): v for k, v in resolved.items()})
+        log.info("%s on %s, %s, seed %d → %s", plan.label, plan.model.name, plan.dataset.name, plan.seed, folder)
+        record = run(plan, folder, sweep)
+    except (KeelBenchError, OmegaConfBaseException) as error:
+        for line in str(error).splitlines():
+            log.error("%s", line)
+        _write_status(folder, state="failed", task=hydra.job.override_dirname, error=str(error))
+    except Exception as error:
+        (folder / "traceback.txt").write_text(traceback.format_exc())
+        log.error("%s: %s (traceback in %s)", type(error).__name__, error, folder / "traceback.txt")
+        _write_status(folder, state="failed", task=hydra.job.override_dirname, error=f"{type(error).__name__}: {error}")
+    except BaseException as error:  # interrupted or told to stop: say so, and stop
+        _write_status(folder, state="failed", task=hydra.job.override_dirname, error=repr(error))
+        raise
+    else:
+        _write_status(folder, state="finished", task=hydra.job.override_dirname, run_id=record.run_id)
+
+
+def _write_status(folder: Path, **fields: Any) -> None:
+    fields["time"] = datetime.now(UTC).isoformat(timespec="seconds")
+    (folder / STATUS).write_text(json.dumps(fields, indent=1))
+
+
+class SweepFolder(Callback):
+    """Remembers where the jobs left their outcomes. (Hydra turns a callback's exceptions into warnings, so what has to
+    be reliable is done by the entry point, after Hydra has returned.)"""
+
+    path: ClassVar[Path | None] = None
+
+    def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
+        type(self).path = Path(config.hydra.runtime.output_dir).parent
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        type(self).path = Path(config.hydra.sweep.dir)
+
+
+def summarise(sweep: Path) -> bool:
+    """The end of a sweep: ``results.parquet``, ``report.html``, the comparison table, and every failure by name.
+
+    Returns:
+        Whether every run finished.
+    """
+    statuses = {f.parent.name: json.loads(f.read_text()) for f in sorted(sweep.glob(f"*/{STATUS}"))}
+    failures = {name: s for name, s in statuses.items() if s["state"] != "finished"}
+    if len(failures) < len(statuses):
+        from suite.report import write_report
+        from suite.results import collect, print_comparison
+
+        print_comparison(collect(sweep, write=True))
+        print(f"\nReport: {write_report(sweep)}\nRows:   {sweep / 'results.parquet'}")
+    for name, status in failures.items():
+        print(f"FAILED {sweep.name}/{name} ({status['task']}): {status.get('error', status['state'])}", file=sys.stderr)
+    if failures:
+        print(f"{len(failures)} of {len(statuses)} runs failed.", file=sys.stderr)
+    return bool(statuses) and not failures
