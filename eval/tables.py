@@ -7,6 +7,7 @@ import csv
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         return
     try:
         data = gzip.decompress(path.read_bytes()) if gzipped else path.read_bytes()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(path, f"cannot be read: {error}") from error
     text = _decode(path, data)
     reader = {".jsonl": _jsonl_rows, ".json": _json_rows}.get(ending[0])
@@ -73,6 +74,8 @@ def _parse(path: Path, line: int | None, raw: str) -> Any:
         raise DataError(path, f"not valid JSON: {error.msg} at column {error.colno}", line or error.lineno) from error
     except RecursionError as error:
         raise DataError(path, "JSON nested too deeply", line) from error
+    except ValueError as error:  # a number of thousands of digits
+        raise DataError(path, f"not valid JSON: {error}", line) from error
 
 
 def _object(path: Path, line: int, row: Any) -> dict[str, Any]:
@@ -83,9 +86,10 @@ def _object(path: Path, line: int, row: Any) -> dict[str, Any]:
 
 def _delimited_rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    line = 1
+    line = 0  # where the last readable record ended
     try:
         columns = reader.fieldnames or []
+        line = reader.line_num
         if len(set(columns)) != len(columns):
             raise DataError(path, f"column names repeat: {columns}", 1)
         for row in reader:
@@ -95,7 +99,7 @@ def _delimited_rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int
                 raise DataError(path, f"{found} fields where the header has {len(columns)}", line)
             yield line, dict(row)
     except csv.Error as error:
-        raise DataError(path, f"not valid CSV: {error}", line) from error
+        raise DataError(path, f"not valid CSV: {error}", line + 1) from error
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -117,7 +121,8 @@ def text_field(path: object, line: int, row: dict[str, Any], field: str, *, requ
     """``row[field]`` as text; a missing optional field or null is the empty string.
 
     Raises:
-        DataError: the field is missing although required, or holds something that is no text.
+        DataError: the field is missing although required, or holds something that is no text or cannot be written as
+            UTF-8 (half a surrogate pair, which JSON's escapes allow).
     """
     if field not in row:
         if required:
@@ -128,4 +133,8 @@ def text_field(path: object, line: int, row: dict[str, Any], field: str, *, requ
         return ""
     if not isinstance(value, str):
         raise DataError(path, f"expected text, found {type(value).__name__}", line, field)
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(path, f"text that is no Unicode: {error.reason}", line, field) from error
     return value
