@@ -23,7 +23,9 @@ class Rate:
         from statsmodels.stats.proportion import proportion_confint
 
         low, high = proportion_confint(successes, n, alpha=1 - confidence, method="wilson")
-        return cls(successes / n, n, float(low), float(high))
+        value = successes / n
+        # At 0 and 1 the formula's rounding may leave the value an ulp outside; plots refuse negative error bars.
+        return cls(value, n, min(float(low), value), max(float(high), value))
 
 
 ATTACK_SUCCEEDED = frozenset({"harmful", "complied"})
