@@ -103,6 +103,7 @@ def fine_tune(
         logging_steps=1,
         save_strategy="no",
         report_to=[],
+        logging_nan_inf_filter=False,
         disable_tqdm=True,
         remove_unused_columns=False,
         label_names=["labels"],
