@@ -1,0 +1,156 @@
+"""A sweep's folder, read: finished runs with a name that tells them apart, and what did not finish."""
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from eval.errors import KeelBenchError
+from suite.records import read_row
+from suite.results import Row
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that left no record."""
+
+    folder: str  # relative to the sweep
+    task: str  # what was typed
+    state: str  # failed, or running (still, or killed without a word)
+    error: str
+
+
+@dataclass
+class Run:
+    """A finished run and its tables."""
+
+    folder: Path
+    place: str  # the folder, relative to the sweep
+    row: Row
+    task: str
+    name: str = ""  # what it is called in the report: the same for seeds of the same point, different otherwise
+    color: int = 0  # index into the palette; one colour a name throughout the page
+    missing: list[str] = field(default_factory=list)  # tables it should have and does not
+
+    def table(self, table: str, columns: Sequence[str] | None = None) -> pa.Table | None:
+        """A table of the run's; None where it is missing or unreadable, which ``missing`` then says."""
+        path = self.folder / f"{table}.parquet"
+        try:
+            return pq.read_table(path, columns=columns)
+        except (OSError, pa.ArrowException) as error:
+            note = f"{table}.parquet ({'absent' if not path.exists() else type(error).__name__})"
+            if self._expected(table) and note not in self.missing:
+                self.missing.append(note)
+            return None
+
+    def _expected(self, table: str) -> bool:
+        return {"scores": bool(self.scoring), "training": self.row.get("train_loss") is not None}.get(table, True)
+
+    @property
+    def stages(self) -> list[str]:
+        """``stage/key`` of every stage it rests on."""
+        stages: list[str] = json.loads(self.row.get("stages") or "[]")
+        return stages
+
+    @property
+    def scoring(self) -> str:
+        """The key of its scores; "" where nothing was scored."""
+        return next((s.split("/", 1)[1] for s in self.stages if s.startswith("scores/")), "")
+
+
+def load_sweep(sweep: Path) -> tuple[list[Run], list[Failure]]:
+    """All runs at or below ``sweep``, in run order.
+
+    Raises:
+        KeelBenchError: there is none, neither finished nor failed.
+    """
+    found = {f.parent for file in ("record.json", "status.json") for f in sweep.rglob(file)}
+    runs: list[Run] = []
+    failures: list[Failure] = []
+    for folder in sorted(found, key=lambda f: [_natural(p) for p in f.parts]):
+        place = str(folder.relative_to(sweep))
+        status = _status(folder)
+        task = str(status.get("task", ""))
+        try:
+            row = read_row(folder)
+            problem = str(status.get("error", ""))
+        except ValueError as error:
+            row, problem = None, f"record.json is unreadable: {error}"
+        if row is None:
+            failures.append(Failure(place, task, str(status.get("state", "unknown")), problem))
+        else:
+            runs.append(Run(folder, place, row, task))
+    if not found:
+        raise KeelBenchError(f"no run under {sweep}; start one with `python -m suite`")
+    _name(runs)
+    return runs, failures
+
+
+def _natural(part: str) -> tuple[int, int | str]:
+    return (0, int(part)) if part.isdigit() else (1, part)
+
+
+def _status(folder: Path) -> dict[str, Any]:
+    try:
+        status = json.loads((folder / "status.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return status if isinstance(status, dict) else {}
+
+
+def _name(runs: Sequence[Run]) -> None:
+    """Names: the label and, where that is ambiguous, what differs. Two rows of one name are seeds of one point, so
+    whatever else distinguishes them has to be in it; a mean over "seeds" would otherwise mix apples and pears."""
+    for run in runs:
+        run.name = str(run.row["label"])
+    for column, shown in _TELLING.items():
+        for same in by_name(runs).values():
+            values = [str(run.row.get(column)) for run in same]
+            if len(set(values)) > 1:
+                for run, value in zip(same, values, strict=True):
+                    run.name += f" · {shown.format(value)}"
+    # A setting that no column of the row shows (a learning rate, say) was typed, so it stands in the task.
+    for name, same in by_name(runs).items():
+        if len({run.row["seed"] for run in same}) < len(same):
+            typed = [set(_overrides(run.task)) for run in same]
+            shared = set.intersection(*typed)
+            for run, mine in zip(same, typed, strict=True):
+                run.name = " · ".join([name, *sorted(mine - shared)])
+    for color, same in enumerate(by_name(runs).values()):
+        for run in same:
+            run.color = color
+
+
+# Columns that tell runs of one label apart, the most telling first, and how they read in a name.
+_TELLING = {
+    "model": "{}",
+    "dataset": "{}",
+    "aligned": "aligned {}",
+    "judge": "{}",
+    "backend": "{}",
+    "max_new_tokens": "{} tokens",
+    "dtype": "{}",
+    "selection": "{}",
+    "n_selected": "{} samples",
+    "fingerprint/prompts": "prompts {:.6}",
+    "fingerprint/data": "data {:.6}",
+}
+
+
+def by_name(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    """Runs grouped by name, that is, the seeds of each point."""
+    groups: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        groups[run.name].append(run)
+    return groups
+
+
+def _overrides(task: str) -> list[str]:
+    """What was typed, but for the seed; commas inside brackets do not separate."""
+    return [o for o in re.split(r",(?![^\[{(]*[\]})])", task) if o and not o.startswith("seed=")]

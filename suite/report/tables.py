@@ -1,0 +1,234 @@
+"""What the page's tables and lists show, as plain values; the template escapes and lays them out."""
+
+import json
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from suite.report.load import Run, by_name
+from suite.results import Row, conditions, metrics
+
+Cells = dict[str, Any]
+
+RANKED = 20  # samples shown from either end of a ranking
+COMPLETIONS = 12  # completions shown of a run and benchmark
+COMPLETIONS_IN_ALL = 600  # above that, fewer of each: a page of a hundred runs still has to open on a phone
+SAMPLE_CHARACTERS = 300
+TEXT_CHARACTERS = 1500
+
+
+def title(runs: Sequence[Run]) -> str:
+    """What the page is about, in a line."""
+    if not runs:
+        return "A sweep without a finished run"
+    tuned = [run for run in runs if run.row.get("n_selected")]
+    what = f"{_values(runs, 'model')} fine-tuned on {_values(tuned, 'dataset')}" if tuned else _values(runs, "model")
+    points = len(by_name(runs))
+    return f"{what}: {points} ways compared" if points > 1 else f"{what}: {runs[0].name}"
+
+
+def heading(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """What was compared: one value each, or all that occur."""
+    days = sorted({str(run.row.get("finished", ""))[:10] for run in runs})
+    return [
+        ("model", _values(runs, "model")),
+        ("alignment", _values(runs, "aligned")),
+        ("fine-tuning data", _values(runs, "dataset")),
+        ("judge", _values(runs, "judge")),
+        ("backend", _values(runs, "backend")),
+        ("max_new_tokens", _values(runs, "max_new_tokens")),
+        ("date", " to ".join(dict.fromkeys((days[0], days[-1])))),
+    ]
+
+
+def _values(runs: Sequence[Run], column: str) -> str:
+    return ", ".join(dict.fromkeys(str(run.row.get(column)) for run in runs))
+
+
+def comparison(runs: Sequence[Run]) -> Cells:
+    """One row a run, one column a rate."""
+    rows = [run.row for run in runs]
+    columns = metrics(rows)
+    return {
+        "columns": [
+            {
+                "kind": _KINDS[name.split("/")[0]],
+                "benchmark": name.split("/", 1)[1],
+                "n": "/".join(map(str, sorted({n for row in rows if (n := row.get(f"{name}/n")) is not None}))),
+            }
+            for name in columns
+        ],
+        "rows": [{"run": run, "rates": [_rate(run.row, name) for name in columns]} for run in runs],
+        "unequal": conditions(rows),
+    }
+
+
+_KINDS = {"asr": "ASR", "false_refusal": "false refusal", "incoherent": "incoherent", "unparsed": "unparsed"}
+
+
+def _rate(row: Row, name: str) -> Cells | None:
+    """A rate in per cent, with its interval; None where the run has none."""
+    value = row.get(name)
+    if value is None or math.isnan(value):
+        return None
+    return {k: 100 * row[f"{name}{s}"] for k, s in (("value", ""), ("low", "/low"), ("high", "/high"))}
+
+
+def over_seeds(runs: Sequence[Run]) -> list[Cells]:
+    """Mean and standard deviation of each rate over a name's seeds; empty unless some name has several."""
+    columns = metrics([run.row for run in runs])
+    rows: list[Cells] = []
+    several = False
+    for name, same in by_name(runs).items():
+        one_each = list({run.row["seed"]: run for run in same}.values())  # a seed that ran twice counts once
+        several |= len(one_each) > 1
+        cells = []
+        for column in columns:
+            values = [rate["value"] for run in one_each if (rate := _rate(run.row, column)) is not None]
+            cells.append(
+                {"mean": statistics.mean(values), "sd": statistics.stdev(values) if len(values) > 1 else None}
+                if values
+                else None
+            )
+        rows.append({"name": name, "color": same[0].color, "seeds": len(one_each), "cells": cells})
+    return rows if several else []
+
+
+def rankings(runs: Sequence[Run]) -> list[Cells]:
+    """The two ends of every ranking, once for each method, options, data and model."""
+    groups: dict[tuple[str, ...], list[Run]] = {}
+    for run in runs:
+        if run.scoring:
+            row = run.row
+            key = tuple(str(row.get(c)) for c in ("method", "options", "fingerprint/data", "fingerprint/model"))
+            groups.setdefault(key, []).append(run)
+    return [shown for same in groups.values() if (shown := _ranking(same)) is not None]
+
+
+def _ranking(runs: Sequence[Run]) -> Cells | None:
+    # A method that draws lots ranks anew for every seed; the first seed's ranking stands for them.
+    same = [run for run in runs if run.scoring == runs[0].scoring]
+    columns = ["rank", "id", "score", "selected", "category", "prompt", "response", "response_characters"]
+    tables = [(run, t) for run in same if (t := run.table("scores", columns)) is not None]
+    if not tables:
+        return None
+    first, table = tables[0]
+    n = table.num_rows
+    top = list(range(min(RANKED, n)))
+    bottom = list(range(max(n - RANKED, len(top)), n))
+    names = list(by_name(run for run, _ in tables))
+    chosen = [(run.name, t["selected"]) for run, t in {run.name: (run, t) for run, t in tables}.values()]
+
+    def rows(places: Sequence[int]) -> list[Cells]:
+        return [
+            {
+                **sample,
+                "prompt": shorten(sample["prompt"], SAMPLE_CHARACTERS),
+                "response": shorten(sample["response"], SAMPLE_CHARACTERS),
+                "selected_by": [name for name, flags in chosen if flags[place].as_py()],
+            }
+            for place, sample in zip(places, table.take(pa.array(places, pa.int64())).to_pylist(), strict=True)
+        ]
+
+    row = first.row
+    return {
+        "method": row["method"],
+        "options": json.loads(row.get("options") or "{}"),
+        "dataset": row["dataset"],
+        "model": row["model"],
+        "info": json.loads(row.get("scorer_info") or "{}"),
+        "n": n,
+        "names": names,
+        "seed": row["seed"] if len({run.scoring for run in runs}) > 1 else None,
+        "ends": [end for end in (("highest", rows(top)), ("lowest", rows(bottom))) if end[1]],
+    }
+
+
+def completions(runs: Sequence[Run]) -> list[Cells]:
+    """Some completions of every run and benchmark: those of the first prompts by id. Ids are content hashes, so that
+    this is an arbitrary choice, yet the same one in every run and report."""
+    tables = [(run, t) for run in runs if (t := run.table("completions")) is not None]
+    groups = [(run, list(_by_benchmark(t))) for run, t in tables]
+    cells = sum(len(parts) for _, parts in groups)
+    limit = max(2, min(COMPLETIONS, COMPLETIONS_IN_ALL // max(1, cells)))
+    return [
+        {
+            "run": run,
+            "benchmarks": [
+                {"name": name, "n": part.num_rows, "rows": [_completion(r) for r in _first(part, limit)]}
+                for name, part in parts
+            ],
+        }
+        for run, parts in groups
+    ]
+
+
+def _by_benchmark(table: pa.Table) -> Iterator[tuple[str, pa.Table]]:
+    import pyarrow.compute as pc
+
+    for name in table["benchmark"].unique().to_pylist():
+        yield str(name), table.filter(pc.equal(table["benchmark"], name))
+
+
+def _first(table: pa.Table, limit: int) -> list[Row]:
+    rows: list[Row] = table.sort_by("prompt_id").slice(0, limit).to_pylist()
+    return rows
+
+
+def _completion(row: Row) -> Row:
+    return row | {k: shorten(row[k], TEXT_CHARACTERS) for k in ("prompt", "completion")}
+
+
+def shorten(text: str, limit: int) -> str:
+    """At most ``limit`` characters of ``text``, and how many more there are."""
+    return text if len(text) <= limit else f"{text[:limit]}… (+{len(text) - limit:,} characters)"
+
+
+def costs(runs: Sequence[Run]) -> Cells:
+    """Seconds, tokens and peak memory of every run's stages."""
+    # The run with most stages first: it has them in the pipeline's order, which one without scores would upset.
+    longest = sorted(runs, key=lambda run: -len(run.stages))
+    stages = list(dict.fromkeys(s.split("/", 1)[0] for run in longest for s in run.stages))
+    rows = []
+    for run in runs:
+        cells = [_cost(run.row, stage) for stage in stages]
+        rows.append(
+            {
+                "run": run,
+                "cells": cells,
+                "seconds": sum(cell["seconds"] for cell in cells if cell),
+                "cached": run.row.get("stages_from_cache", 0),
+                "stages": len(run.stages),
+            }
+        )
+    return {"stages": stages, "rows": rows}
+
+
+def _cost(row: Row, stage: str) -> Cells | None:
+    if row.get(f"cost/{stage}/seconds") is None:
+        return None
+    return {k: row.get(f"cost/{stage}/{k}") or 0 for k in ("seconds", "tokens", "peak_memory_mb")}
+
+
+def trace(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
+    """What a run's figures rest on, in groups of names and values."""
+    row = run.row
+
+    def prefixed(prefix: str) -> list[tuple[str, str]]:
+        return [(k.removeprefix(prefix), str(v)) for k, v in row.items() if k.startswith(prefix)]
+
+    def values(*columns: str) -> list[tuple[str, str]]:
+        return [(c, str(row.get(c))) for c in columns]
+
+    return [
+        ("run", [("folder", run.place), ("typed", run.task), *values("run_id", "sweep", "finished")]),
+        ("choices", values("model", "aligned", "dataset", "method", "options", "selection", "seed", "judge",
+                           "judge_version", "prompt_limit", "max_new_tokens", "backend", "dtype", "device")),
+        ("found while scoring", values("scorer_info") if run.scoring else []),
+        ("fingerprints", prefixed("fingerprint/")),
+        ("stages", [(s.split("/", 1)[0], s.split("/", 1)[1]) for s in run.stages]),
+        ("versions", prefixed("version/")),
+    ]  # fmt: skip
