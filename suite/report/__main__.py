@@ -1,7 +1,7 @@
 """``python -m suite.report [SWEEP_FOLDER]``: write a sweep's ``report.html`` again, from what lies on disk.
 
-    python -m suite.report                  # the latest sweep under runs/
-    python -m suite.report runs/2025-01-31_12-00-00
+python -m suite.report                  # the latest sweep under runs/
+python -m suite.report runs/2025-01-31_12-00-00
 """
 
 import argparse
