@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from jinja2 import TemplateError
+
 from eval.errors import KeelBenchError
 
 _PROBE_USER = "Hello there"
@@ -36,7 +38,8 @@ class ChatFormat:
     follows the content is read off the template once, by rendering a probe.
 
     Raises:
-        KeelBenchError: the tokenizer has no chat template, or its template does not keep the prompt as a prefix.
+        KeelBenchError: the tokenizer has no chat template, or its template does not keep the prompt as a prefix, puts
+            no end-of-turn token behind an answer, or refuses a conversation.
     """
 
     def __init__(self, tokenizer: Any):
@@ -52,9 +55,12 @@ class ChatFormat:
         return turns if system is None else [{"role": "system", "content": system}, *turns]
 
     def _render(self, messages: list[dict[str, str]], generation_prompt: bool) -> str:
-        return str(
-            self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt)
-        )
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt)
+            )
+        except TemplateError as error:  # such as a system turn where the template knows none
+            raise KeelBenchError(f"the model's chat template refuses this conversation: {error}") from error
 
     def _tokenize(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -70,15 +76,26 @@ class ChatFormat:
 
     @cached_property
     def suffix_ids(self) -> tuple[int, ...]:
-        """Token ids of ``suffix_text``; the first is the end-of-turn token."""
-        ids = tuple(self._tokenize(self.suffix_text))
-        if not ids:
+        """Token ids of ``suffix_text``."""
+        return tuple(self._tokenize(self.suffix_text))
+
+    @cached_property
+    def _end_offset(self) -> int:
+        """Where in ``suffix_ids`` the end-of-turn token stands: the first special one.
+
+        Llama-2's template puts a space before it; a template that only puts white space or a heading for the next turn
+        has none, and generation would stop at the first paragraph.
+        """
+        added = {i for i, t in self.tokenizer.added_tokens_decoder.items() if str(t).strip()}
+        special = added.union(self.tokenizer.all_special_ids)
+        offset = next((n for n, token in enumerate(self.suffix_ids) if token in special), None)
+        if offset is None:
             raise KeelBenchError("the chat template puts no end-of-turn token after an assistant's content")
-        return ids
+        return offset
 
     @property
     def end_of_turn_id(self) -> int:
-        return self.suffix_ids[0]
+        return self.suffix_ids[self._end_offset]
 
     def stop_ids(self, model: Any) -> list[int]:
         """Tokens that end generation: the template's end of turn and the model's own end-of-sequence tokens."""
@@ -111,7 +128,7 @@ class ChatFormat:
         if self.suffix_text:
             rendered = rendered.removesuffix(self.suffix_text)
         content = self._tokenize(rendered)
-        suffix = self.suffix_ids
+        suffix, end_offset = self.suffix_ids, self._end_offset
         truncated = False
         if max_length is not None and len(prompt) + len(content) + len(suffix) > max_length:
             truncated = True
@@ -123,7 +140,7 @@ class ChatFormat:
                 prompt = prompt[: room // 2] + prompt[len(prompt) - (room - room // 2) :]
             content = content[:keep_content]
         ids = (*prompt, *content, *suffix)
-        return Conversation(ids, len(prompt), len(prompt) + len(content), truncated)
+        return Conversation(ids, len(prompt), len(prompt) + len(content) + end_offset, truncated)
 
 
 def _assistant(content: str) -> dict[str, str]:
