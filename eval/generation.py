@@ -59,7 +59,11 @@ def generate(
 def generate_ids(
     model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop: Sequence[int], pad: int
 ) -> list[list[int]]:
-    """Greedy continuations of one batch of token ids, padded behind their end with ``pad``."""
+    """Greedy continuations of one batch of token ids, padded behind their end with ``pad``.
+
+    The arg max at every step, whatever the model's own ``generation_config`` says: transformers fills what a request
+    leaves open from there, and Qwen2.5's repetition penalty would bend the answers.
+    """
     import torch
     from transformers import GenerationConfig
 
@@ -72,8 +76,11 @@ def generate_ids(
     config = GenerationConfig(
         do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, eos_token_id=list(stop), pad_token_id=pad
     )
-    with torch.inference_mode():
-        out = model.generate(
-            input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=config
-        )
+    owner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    own, owner.generation_config = owner.generation_config, config
+    try:
+        with torch.inference_mode():
+            out = model.generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
+    finally:
+        owner.generation_config = own
     return [[int(t) for t in row] for row in out[:, width:].tolist()]
