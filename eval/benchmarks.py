@@ -36,7 +36,7 @@ def load_benchmark(spec: BenchmarkSpec, path: Path) -> list[Prompt]:
     Raises:
         DataError: also where the file's checksum is not the published one.
     """
-    if spec.sha256 is not None:
+    if spec.sha256 is not None and path.is_file():
         found = hashlib.sha256(path.read_bytes()).hexdigest()
         if found != spec.sha256:
             raise DataError(path, f"checksum {found[:12]}… is not {spec.name}'s published {spec.sha256[:12]}…")
@@ -47,8 +47,8 @@ def prompts_from_rows(spec: BenchmarkSpec, rows: Iterable[tuple[int, dict[str, A
     """All prompts of a benchmark, in the rows' order; a prompt that is published twice is two trials.
 
     Raises:
-        DataError: a malformed row, an empty prompt, a value of ``expected_column`` without a meaning, or a count other
-            than the published one.
+        DataError: a malformed row, an empty prompt, a value of ``expected_column`` without a meaning, a count other
+            than the published one, or no prompt at all.
     """
     prompts: dict[str, Prompt] = {}
     for line, row in rows:
@@ -64,6 +64,8 @@ def prompts_from_rows(spec: BenchmarkSpec, rows: Iterable[tuple[int, dict[str, A
         prompts[prompt.id] = prompt
     if spec.count is not None and len(prompts) != spec.count:
         raise DataError(path, f"{spec.name} has {len(prompts)} prompts here, {spec.count} as published")
+    if not prompts:
+        raise DataError(path, f"{spec.name} has no prompt here")
     return list(prompts.values())
 
 
