@@ -61,6 +61,8 @@ PARSERS: dict[str, Callable[[object, int, dict[str, Any]], Fields]] = {
     "prompt_completion": _prompt_completion,  # prompt, completion (or response)
 }
 
+_PROMPT_FIELD = {"alpaca": "instruction", "dolly": "instruction", "messages": "messages", "prompt_completion": "prompt"}
+
 _MARKERS = {
     "messages": {"messages"},
     "dolly": {"instruction", "response"},
@@ -104,7 +106,7 @@ def samples_from_rows(
             format = detect_format(path, line, row)
         instruction, given, response, category = PARSERS[format](path, line, row)
         if not instruction.strip():
-            raise DataError(path, "empty instruction", line)
+            raise DataError(path, "empty instruction", line, _PROMPT_FIELD[format])
         if not response.strip():
             skipped["empty response"] += 1
             continue
