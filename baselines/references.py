@@ -1,4 +1,4 @@
-"""The two reference points: the un-tuned model, and fine-tuning on everything."""
+"""Methods that filter nothing: the un-tuned model, fine-tuning on everything, and that with a regulariser."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -21,6 +21,15 @@ class Untuned(Method):
 @dataclass(frozen=True, kw_only=True)
 class FullData(Method):
     """Fine-tuning on all samples, nothing filtered."""
+
+    scores: ClassVar[bool] = False
+    uses_model: ClassVar[bool] = False
+
+
+@register("vcl")
+@dataclass(frozen=True, kw_only=True)
+class RegularizedFullData(Method):
+    """Fine-tuning on all samples with the VCL regulariser (``baselines.vcl``), which its YAML switches on."""
 
     scores: ClassVar[bool] = False
     uses_model: ClassVar[bool] = False

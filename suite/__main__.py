@@ -7,11 +7,13 @@ python -m suite -m method=larf,seal model=llama3
 
 import os
 import sys
+import warnings
 from pathlib import Path
 
 # Before torch is imported: OpenMP threads that spin at barriers are ten times slower on a shared machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)  # peft's business with transformers
 
 import hydra
 from omegaconf import DictConfig

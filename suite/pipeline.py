@@ -91,7 +91,14 @@ def run(plan: RunPlan, folder: Path, sweep: str) -> RunRecord:
             selected = [s.id for s in data.samples]
         if plan.method.fine_tunes:
             lookup = data.lookup()
-            adapter = fine_tune_selection(model, [lookup[i] for i in selected], plan.train, seed=plan.seed, cache=cache)
+            adapter = fine_tune_selection(
+                model,
+                [lookup[i] for i in selected],
+                plan.train,
+                regularizer=plan.regularizer,
+                seed=plan.seed,
+                cache=cache,
+            )
             entries.append(adapter.entry)
             tracker.curve(adapter.curve)
 
@@ -113,6 +120,7 @@ def run(plan: RunPlan, folder: Path, sweep: str) -> RunRecord:
             dataset=plan.dataset.name,
             method=plan.method.name,
             options=_json(asdict(scored.method if scored else plan.method)),
+            regularizer=plan.regularizer.name if plan.method.fine_tunes else "none",
             selection=plan.selection.name if plan.method.scores else "-",
             n_samples=len(data.samples),
             n_selected=len(selected),
@@ -234,6 +242,7 @@ def _public(plan: RunPlan) -> dict[str, Any]:
     """The plan as JSON for records and W&B: no local paths, no credentials (there are none in a plan)."""
     values = asdict(plan)
     values["method"] = {"name": plan.method.name, **asdict(plan.method)}
+    values["regularizer"] = {"name": plan.regularizer.name, **asdict(plan.regularizer)}
     values["label"] = plan.label
     values["benchmarks"] = [b.spec.name for b in plan.benchmarks]
     values["dataset"] = {k: v for k, v in values["dataset"].items() if k != "source"}

@@ -15,6 +15,7 @@ from typing import Any
 
 from baselines import get_method
 from baselines.method import Method, build_method
+from baselines.regularizer import Regularizer, build_regularizer
 from eval.benchmarks import BenchmarkSpec
 from eval.errors import KeelBenchError, UnknownNameError
 from eval.judges import get_judge
@@ -142,6 +143,7 @@ class RunPlan:
     model: ModelSpec
     dataset: DatasetSpec
     method: Method
+    regularizer: Regularizer
     selection: SelectionSpec
     train: LoraRecipe
     benchmarks: tuple[BenchmarkSource, ...]
@@ -159,7 +161,9 @@ class RunPlan:
         """The point's name in tables: its arm's, or method with selection."""
         if self.arm:
             return self.arm
-        return f"{self.method.name}-{self.selection.name}" if self.method.scores else self.method.name
+        label = f"{self.method.name}-{self.selection.name}" if self.method.scores else self.method.name
+        plain = self.regularizer.name in ("none", self.method.name) or not self.method.fine_tunes
+        return label if plain else f"{label}+{self.regularizer.name}"
 
 
 def plan_from_config(config: Mapping[str, Any]) -> RunPlan:
@@ -170,12 +174,16 @@ def plan_from_config(config: Mapping[str, Any]) -> RunPlan:
         KeelBenchError: a missing key or a value of the wrong kind.
     """
     known = {
-        "model", "dataset", "method", "selection", "train", "benchmark", "eval", "judge", "backend", "tracking",
-        "compute", "paths", "seed", "arm",
+        "model", "dataset", "method", "regularizer", "selection", "train", "benchmark", "eval", "judge", "backend",
+        "tracking", "compute", "paths", "seed", "arm",
     }  # fmt: skip
     _refuse_unknown(config, known, "setting")
     method_options = dict(config["method"])
     cls = get_method(method_options.pop("name"))
+    regularizer_options = {k: _tupled(v) for k, v in config["regularizer"].items()}
+    regularizer = build_regularizer(regularizer_options.pop("name"), regularizer_options)
+    if cls.name == "vcl" and regularizer.name != "vcl":  # type: ignore[attr-defined]
+        raise KeelBenchError("method=vcl is the VCL regulariser on all samples: it needs regularizer=vcl")
     judge_options = dict(config["judge"])
     get_judge(judge_options.pop("name"), **judge_options)
     paths = config["paths"]
@@ -184,6 +192,7 @@ def plan_from_config(config: Mapping[str, Any]) -> RunPlan:
         model=_model(config["model"]),
         dataset=_dataset(config["dataset"]),
         method=build_method(cls, {k: _tupled(v) for k, v in method_options.items()}),
+        regularizer=regularizer,
         selection=_selection(config["selection"]),
         train=_build(LoraRecipe, config["train"], "train"),
         benchmarks=tuple(_benchmark(name, spec) for name, spec in (config["benchmark"] or {}).items()),

@@ -22,6 +22,7 @@ class RunRecord:
     dataset: str
     method: str
     options: dict[str, Any]  # the method's options, as it scored
+    regularizer: str
     selection: str
     n_samples: int
     n_selected: int

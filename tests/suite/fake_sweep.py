@@ -98,6 +98,7 @@ def _run(folder: Path, point: Point, n_samples: int, k: int) -> None:
             dataset="mini",
             method=point.method,
             options={"layer": 12, "token": "end_of_turn"} if point.method == "larf" else {},
+            regularizer="none",
             selection=point.selection,
             n_samples=n_samples,
             n_selected=len(selected),
