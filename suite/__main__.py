@@ -13,7 +13,6 @@ from pathlib import Path
 # Before torch is imported: OpenMP threads that spin at barriers are ten times slower on a shared machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)  # peft's business with transformers
 
 import hydra
 from omegaconf import DictConfig
@@ -31,6 +30,8 @@ def _hydra(config: DictConfig) -> None:
 
 def main() -> int:
     """Exit status: 0, or 1 where any run failed, or 2 where the command line was wrong."""
+    # A matter between peft and transformers, said again for every model.
+    warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
     try:
         check_names(sys.argv[1:], Path(conf_dir()))
     except KeelBenchError as error:
