@@ -11,6 +11,9 @@ MODULES = {
     "full": "baselines.references",
     "random": "baselines.random_choice",
     "larf": "baselines.larf",
+    "gradsafe": "baselines.gradsafe",
+    "bi_anchoring": "baselines.bi_anchoring",
+    "representation_matching": "baselines.representation_matching",
 }
 
 _METHODS: dict[str, type] = {}
