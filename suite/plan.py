@@ -177,52 +177,63 @@ def plan_from_config(config: Mapping[str, Any]) -> RunPlan:
         "model", "dataset", "method", "regularizer", "selection", "train", "benchmark", "eval", "judge", "backend",
         "tracking", "compute", "paths", "seed", "arm",
     }  # fmt: skip
-    _refuse_unknown(config, known, "setting")
-    method_options = dict(config["method"])
-    cls = get_method(method_options.pop("name"))
+    refuse_unknown(config, known, "setting")
+    method = method_of(config["method"])
     regularizer_options = {k: _tupled(v) for k, v in config["regularizer"].items()}
     regularizer = build_regularizer(regularizer_options.pop("name"), regularizer_options)
-    if cls.name == "vcl" and regularizer.name != "vcl":  # type: ignore[attr-defined]
+    if method.name == "vcl" and regularizer.name != "vcl":
         raise KeelBenchError("method=vcl is the VCL regulariser on all samples: it needs regularizer=vcl")
     judge_options = dict(config["judge"])
     get_judge(judge_options.pop("name"), **judge_options)
-    paths = config["paths"]
-    _refuse_unknown(paths, {"data", "cache", "runs"}, "paths setting")
     return RunPlan(
-        model=_model(config["model"]),
-        dataset=_dataset(config["dataset"]),
-        method=build_method(cls, {k: _tupled(v) for k, v in method_options.items()}),
+        model=model_spec(config["model"]),
+        dataset=dataset_spec(config["dataset"]),
+        method=method,
         regularizer=regularizer,
         selection=_selection(config["selection"]),
-        train=_build(LoraRecipe, config["train"], "train"),
+        train=build(LoraRecipe, config["train"], "train"),
         benchmarks=tuple(_benchmark(name, spec) for name, spec in (config["benchmark"] or {}).items()),
-        evaluation=_build(EvalSpec, config["eval"], "eval"),
+        evaluation=build(EvalSpec, config["eval"], "eval"),
         judge=config["judge"]["name"],
-        backend=_build(BackendSpec, config["backend"], "backend"),
-        tracking=_build(TrackingSpec, config["tracking"], "tracking"),
-        compute=_build(ComputeSpec, config["compute"], "compute"),
-        paths=PathsSpec(
-            data=Path(paths["data"]).expanduser() if paths["data"] else None, cache=Path(paths["cache"]).expanduser()
-        ),
-        seed=_checked(int, config["seed"], "seed"),
+        backend=build(BackendSpec, config["backend"], "backend"),
+        tracking=build(TrackingSpec, config["tracking"], "tracking"),
+        compute=build(ComputeSpec, config["compute"], "compute"),
+        paths=paths_spec(config["paths"]),
+        seed=checked(int, config["seed"], "seed"),
         arm=config.get("arm"),
     )
 
 
-def _model(config: Mapping[str, Any]) -> ModelSpec:
+def method_of(config: Mapping[str, Any]) -> Method:
+    """The method that a section such as ``conf/method/larf.yaml`` describes."""
+    options = {k: _tupled(v) for k, v in config.items()}
+    method: Method = build_method(get_method(options.pop("name")), options)
+    return method
+
+
+def paths_spec(config: Mapping[str, Any]) -> PathsSpec:
+    """Where files lie (``paths.runs`` is Hydra's to read)."""
+    refuse_unknown(config, {"data", "cache", "runs"}, "paths setting")
+    data = config["data"]
+    return PathsSpec(data=Path(data).expanduser() if data else None, cache=Path(config["cache"]).expanduser())
+
+
+def model_spec(config: Mapping[str, Any]) -> ModelSpec:
+    """A model's section, its alignment included."""
     values = dict(config)
     align = dict(values.pop("align", None) or {})
     if align.get("name", "none") == "none":
         spec = None
     else:
-        recipe = _build(LoraRecipe, align.pop("recipe"), "model.align.recipe")
-        spec = _build(AlignSpec, {**align, "recipe": recipe}, "model.align")
-    return _build(ModelSpec, {**values, "align": spec}, "model")
+        recipe = build(LoraRecipe, align.pop("recipe"), "model.align.recipe")
+        spec = build(AlignSpec, {**align, "recipe": recipe}, "model.align")
+    return build(ModelSpec, {**values, "align": spec}, "model")
 
 
-def _dataset(config: Mapping[str, Any]) -> DatasetSpec:
+def dataset_spec(config: Mapping[str, Any]) -> DatasetSpec:
+    """A data set's section."""
     source, values = _source(config, "baselines", "dataset")
-    return _build(DatasetSpec, {**values, "source": source}, "dataset")
+    return build(DatasetSpec, {**values, "source": source}, "dataset")
 
 
 def _source(config: Mapping[str, Any], package: str, where: str) -> tuple[Source, dict[str, Any]]:
@@ -233,12 +244,12 @@ def _source(config: Mapping[str, Any], package: str, where: str) -> tuple[Source
         inside = places["embedded"].split("/")
         places["embedded"] = Path(str(files(inside[0] if len(inside) == 2 else package) / "data" / inside[-1]))
     if places.get("hub"):
-        places["hub"] = _build(HubSet, places["hub"], f"{where}.hub")
-    return _build(Source, places, where), values
+        places["hub"] = build(HubSet, places["hub"], f"{where}.hub")
+    return build(Source, places, where), values
 
 
 def _selection(config: Mapping[str, Any]) -> SelectionSpec:
-    spec = _build(SelectionSpec, config, "selection")
+    spec = build(SelectionSpec, config, "selection")
     if spec.name not in SELECTIONS:
         raise UnknownNameError("selection", spec.name, SELECTIONS)
     if spec.name != "all" and (spec.k is None) == (spec.fraction is None):
@@ -258,16 +269,16 @@ def _benchmark(name: str, config: Mapping[str, Any]) -> BenchmarkSource:
     source, values = _source(config, "eval", where)
     about = {k: values.pop(k, "") for k in ("citation", "licence")}
     hub_columns = dict(values.pop("hub_columns", None) or {})
-    _refuse_unknown(hub_columns, {"prompt_column", "category_column"}, f"{where}.hub_columns setting")
-    spec = _build(BenchmarkSpec, {"name": name, **values}, where)
+    refuse_unknown(hub_columns, {"prompt_column", "category_column"}, f"{where}.hub_columns setting")
+    spec = build(BenchmarkSpec, {"name": name, **values}, where)
     return BenchmarkSource(spec=spec, source=source, hub_columns=hub_columns, **about)
 
 
-def _build(cls: type, values: Mapping[str, Any], where: str) -> Any:
+def build(cls: type, values: Mapping[str, Any], where: str) -> Any:
     """``cls`` from ``values``, every key read, every value of its field's type."""
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}
-    _refuse_unknown(values, set(fields), f"{where} setting")
+    refuse_unknown(values, set(fields), f"{where} setting")
     missing = [
         name
         for name, f in fields.items()
@@ -275,16 +286,20 @@ def _build(cls: type, values: Mapping[str, Any], where: str) -> Any:
     ]
     if missing:
         raise KeelBenchError(f"{where}: missing {', '.join(missing)}")
-    return cls(**{k: _checked(hints[k], v, f"{where}.{k}") for k, v in values.items()})
+    return cls(**{k: checked(hints[k], v, f"{where}.{k}") for k, v in values.items()})
 
 
-def _refuse_unknown(values: Mapping[str, Any], known: set[str], kind: str) -> None:
+def refuse_unknown(values: Mapping[str, Any], known: set[str], kind: str) -> None:
+    """
+    Raises:
+        UnknownNameError: a key that nothing reads.
+    """
     for key in values:
         if key not in known:
             raise UnknownNameError(kind, str(key), known)
 
 
-def _checked(hint: Any, value: Any, where: str) -> Any:
+def checked(hint: Any, value: Any, where: str) -> Any:
     """``value`` as ``hint`` allows: lists become tuples, whole numbers floats; nothing else is converted."""
     origin = typing.get_origin(hint)
     if hint is Any:
@@ -296,7 +311,7 @@ def _checked(hint: Any, value: Any, where: str) -> Any:
         for option in options:
             if option is not type(None):
                 try:
-                    return _checked(option, value, where)
+                    return checked(option, value, where)
                 except KeelBenchError:
                     continue
         raise KeelBenchError(f"{where}={value!r}: expected {hint}")
@@ -307,7 +322,7 @@ def _checked(hint: Any, value: Any, where: str) -> Any:
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise KeelBenchError(f"{where}={value!r}: expected a list")
-        return tuple(_checked(typing.get_args(hint)[0], v, where) for v in value)
+        return tuple(checked(typing.get_args(hint)[0], v, where) for v in value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     expected = origin or hint

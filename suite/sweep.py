@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 import traceback
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,11 +22,23 @@ STATUS = "status.json"
 
 
 def job(config: DictConfig) -> None:
-    """One point of a sweep (or a single run). Its outcome is in ``status.json``; an error is told, not raised, so that
-    the other points of a sweep are carried out; the process ends non-zero all the same (``summarise``)."""
-    from suite.pipeline import run
-    from suite.plan import plan_from_config
+    """One run of the main pipeline: one point of a sweep, or a single one."""
 
+    def work(values: dict[str, Any], folder: Path, sweep: str) -> str:
+        from suite.pipeline import run
+        from suite.plan import plan_from_config
+
+        plan = plan_from_config(values)
+        log.info("%s on %s, %s, seed %d → %s", plan.label, plan.model.name, plan.dataset.name, plan.seed, folder)
+        return run(plan, folder, sweep).run_id
+
+    carry_out(config, work)
+
+
+def carry_out(config: DictConfig, work: Callable[[dict[str, Any], Path, str], str]) -> None:
+    """Do ``work(resolved configuration, run folder, name of the sweep)``, which returns the run's id. The outcome is in
+    ``status.json``; an error is told, not raised, so that the other points of a sweep are carried out; the process ends
+    non-zero all the same (``told_failures``)."""
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
     sweep = folder.parent.name
@@ -33,9 +46,7 @@ def job(config: DictConfig) -> None:
     try:
         resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         assert isinstance(resolved, dict)
-        plan = plan_from_config({str(k): v for k, v in resolved.items()})
-        log.info("%s on %s, %s, seed %d → %s", plan.label, plan.model.name, plan.dataset.name, plan.seed, folder)
-        record = run(plan, folder, sweep)
+        run_id = work({str(k): v for k, v in resolved.items()}, folder, sweep)
     except (KeelBenchError, OmegaConfBaseException) as error:
         for line in str(error).splitlines():
             log.error("%s", line)
@@ -48,7 +59,7 @@ def job(config: DictConfig) -> None:
         _write_status(folder, state="failed", task=hydra.job.override_dirname, error=repr(error))
         raise
     else:
-        _write_status(folder, state="finished", task=hydra.job.override_dirname, run_id=record.run_id)
+        _write_status(folder, state="finished", task=hydra.job.override_dirname, run_id=run_id)
 
 
 def _write_status(folder: Path, **fields: Any) -> None:
@@ -75,16 +86,29 @@ def summarise(sweep: Path) -> bool:
     Returns:
         Whether every run finished.
     """
-    statuses = {f.parent.name: json.loads(f.read_text()) for f in sorted(sweep.glob(f"*/{STATUS}"))}
-    failures = {name: s for name, s in statuses.items() if s["state"] != "finished"}
-    if len(failures) < len(statuses):
+    if any(status["state"] == "finished" for status in _statuses(sweep).values()):
         from suite.report import write_report
         from suite.results import collect, print_comparison
 
         print_comparison(collect(sweep, write=True))
         print(f"\nReport: {write_report(sweep)}\nRows:   {sweep / 'results.parquet'}")
+    return not told_failures(sweep)
+
+
+def told_failures(sweep: Path) -> bool:
+    """Name every failed run and its error on standard error.
+
+    Returns:
+        Whether any failed, or none ran.
+    """
+    statuses = _statuses(sweep)
+    failures = {name: s for name, s in statuses.items() if s["state"] != "finished"}
     for name, status in failures.items():
         print(f"FAILED {sweep.name}/{name} ({status['task']}): {status.get('error', status['state'])}", file=sys.stderr)
     if failures:
         print(f"{len(failures)} of {len(statuses)} runs failed.", file=sys.stderr)
-    return bool(statuses) and not failures
+    return bool(failures) or not statuses
+
+
+def _statuses(sweep: Path) -> dict[str, dict[str, Any]]:
+    return {f.parent.name: json.loads(f.read_text()) for f in sorted(sweep.glob(f"*/{STATUS}"))}
