@@ -120,42 +120,54 @@ def test_generated_ids_equal_those_of_really_scaled_weights(tokenizer, kind):
     assert len(answers) > 4  # the scaling does change what is said
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2"])
-@pytest.mark.parametrize("tokens_per_batch", [1, 500, 100_000])
-def test_counts_and_the_best_layer_equal_the_plain_twins(tokenizer, kind, tokens_per_batch):
-    model = undecided(kind, tokenizer)
+ALPHAS, TRIED = (0.2, 0.5), [2, 0, 1]
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen2"])
+def counted(request, tokenizer):
+    """A model, and the refusals under each scaling counted the plain way: ``(model, up, down)``."""
+    model = undecided(request.param, tokenizer)
     chat = ChatFormat(tokenizer)
-    alphas, tried, done = (0.2, 0.5), [2, 0, 1], []
-    result = layer_sensitivity(
-        model,
-        tokenizer,
-        PROBES,
-        alphas=alphas,
-        max_new_tokens=2,
-        layers=tried,
-        engine=Engine(tokens_per_batch=tokens_per_batch, on_progress=done.append),
-    )
 
     def refusals(layer: int, factor: float) -> int:
         scaled = really_scaled(model, layer, factor)
         answers = [plain_answer(scaled, chat.prompt_ids(p), 2, [2]) for p in PROBES]
         return sum(refusal_phrase(tokenizer.decode(a, skip_special_tokens=True)) is not None for a in answers)
 
-    up = [[refusals(layer, 1 + a) for a in alphas] for layer in tried]
-    down = [[refusals(layer, 1 - a) for a in alphas] for layer in tried]
+    up = [[refusals(layer, 1 + a) for a in ALPHAS] for layer in TRIED]
+    down = [[refusals(layer, 1 - a) for a in ALPHAS] for layer in TRIED]
+    return model, up, down
+
+
+def test_the_counted_case_is_worth_something(counted):
+    _, up, down = counted
+    counts = {c for row in up + down for c in row}
+    assert len(counts) > 1  # scaling turns some answers
+    assert max(counts) > 0
+    assert min(counts) < len(PROBES)
+
+
+@pytest.mark.parametrize("tokens_per_batch", [1, 500, 100_000])
+def test_counts_and_the_best_layer_equal_the_plain_twins(tokenizer, counted, tokens_per_batch):
+    model, up, down = counted
+    done: list[int] = []
+    result = layer_sensitivity(
+        model,
+        tokenizer,
+        PROBES,
+        alphas=ALPHAS,
+        max_new_tokens=2,
+        layers=TRIED,
+        engine=Engine(tokens_per_batch=tokens_per_batch, on_progress=done.append),
+    )
     sensitivity = [
-        max((u - d) / a for u, d, a in zip(us, ds, alphas, strict=True)) for us, ds in zip(up, down, strict=True)
+        max((u - d) / a for u, d, a in zip(us, ds, ALPHAS, strict=True)) for us, ds in zip(up, down, strict=True)
     ]
     assert (result.refusals_up, result.refusals_down) == (up, down)
     assert result.sensitivity == pytest.approx(sensitivity)
-    assert result.best_layer == max(sorted(tried), key=lambda layer: sensitivity[tried.index(layer)])
-    assert (result.layers, result.alphas, result.probes) == (tried, list(alphas), len(PROBES))
-    assert sum(done) == len(tried) * 2 * len(alphas) * len(PROBES)
-    # The case is worth something: some probes are refused, some not, and scaling turns some of them.
-    counts = {c for row in up + down for c in row}
-    assert len(counts) > 1
-    assert max(counts) > 0
-    assert min(counts) < len(PROBES)
+    assert result.best_layer == max(sorted(TRIED), key=lambda layer: sensitivity[TRIED.index(layer)])
+    assert (result.layers, result.alphas, result.probes) == (TRIED, list(ALPHAS), len(PROBES))
+    assert sum(done) == len(TRIED) * 2 * len(ALPHAS) * len(PROBES)
 
 
 def test_a_tie_goes_to_the_lowest_layer_whatever_the_order_tried(tokenizer):
