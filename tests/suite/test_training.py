@@ -19,9 +19,7 @@ SAMPLES = [
 
 @pytest.fixture
 def recipe():
-    return plan(
-        None, "train.batch_size=3", "train.accumulation=2", "train.epochs=2", "train.learning_rate=0.01"
-    ).train
+    return plan(None, "train.batch_size=3", "train.accumulation=2", "train.epochs=2", "train.learning_rate=0.01").train
 
 
 def plain_fine_tune(model, tokenizer, recipe, seed):
