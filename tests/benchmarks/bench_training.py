@@ -1,6 +1,6 @@
 """What each step towards the fine-tuning configuration gains: ``python -m tests.benchmarks.bench_training``.
 
-One optimiser step of SmolLM2 on 8 conversations x 128 tokens, 78 of them supervised; the fastest of four after the first.
+One optimiser step of SmolLM2 on 8 conversations x 128 tokens, 78 supervised; the fastest of four after the first.
 The losses of all rows must agree: faster, not different.
 """
 
