@@ -11,9 +11,11 @@ MODULES = {
     "full": "baselines.references",
     "random": "baselines.random_choice",
     "larf": "baselines.larf",
+    "vcl": "baselines.references",
     "gradsafe": "baselines.gradsafe",
     "bi_anchoring": "baselines.bi_anchoring",
     "representation_matching": "baselines.representation_matching",
+    "seal": "baselines.seal",
 }
 
 _METHODS: dict[str, type] = {}
