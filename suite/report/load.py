@@ -15,6 +15,8 @@ from eval.errors import KeelBenchError
 from suite.records import read_row
 from suite.results import Row
 
+QUALITY = "filter_quality.parquet"
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -82,6 +84,8 @@ def load_sweep(sweep: Path) -> tuple[list[Run], list[Failure]]:
             problem = str(status.get("error", ""))
         except ValueError as error:
             row, problem = None, f"record.json is unreadable: {error}"
+        if row is None and status.get("state") == "finished" and (folder / QUALITY).is_file():
+            continue  # not a run of the main pipeline: ``load_qualities`` reads it
         if row is None:
             failures.append(Failure(place, task, str(status.get("state", "unknown")), problem))
         else:
@@ -90,6 +94,35 @@ def load_sweep(sweep: Path) -> tuple[list[Run], list[Failure]]:
         raise KeelBenchError(f"no run under {sweep}; start one with `python -m suite`")
     _name(runs)
     return runs, failures
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What methods found of the rows planted into a data set; one row a method (``suite.quality``)."""
+
+    place: str  # the folder, relative to the sweep
+    rows: list[Row]
+
+    @property
+    def facts(self) -> list[tuple[str, str]]:
+        """What the table is about."""
+        row = self.rows[0]
+        shown = {"model": "model", "alignment": "aligned", "benign data": "dataset", "rows": "samples",
+                 "planted among them": "planted", "seed": "seed"}  # fmt: skip
+        return [(name, f"{row[c]:,}" if c == "samples" else str(row[c])) for name, c in shown.items()]
+
+
+def load_qualities(sweep: Path) -> list[Quality]:
+    """All readable tables of filter quality at or below ``sweep``, in run order."""
+    found = []
+    for file in sorted(sweep.rglob(QUALITY), key=lambda f: [_natural(p) for p in f.parts]):
+        try:
+            rows = pq.read_table(file).to_pylist()
+        except (OSError, pa.ArrowException):
+            continue
+        if rows:
+            found.append(Quality(str(file.parent.relative_to(sweep)), rows))
+    return found
 
 
 def _natural(part: str) -> tuple[int, int | str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from suite.report import plots, tables
-from suite.report.load import by_name, load_sweep
+from suite.report.load import by_name, load_qualities, load_sweep
 from suite.report.svg import swatch
 
 
@@ -18,34 +18,52 @@ def write_report(sweep: Path) -> Path:
         KeelBenchError: there is no run, neither finished nor failed.
     """
     runs, failures = load_sweep(sweep)
-    environment = Environment(
+    qualities = load_qualities(sweep)
+    page = (
+        environment()
+        .get_template("page.html.j2")
+        .render(
+            sweep=sweep.resolve().name,
+            written=now(),
+            failures=failures,
+            runs=runs,
+            qualities=qualities,
+            legend={name: same[0].color for name, same in by_name(runs).items()},
+            title="Filter quality" if qualities and not runs else tables.title(runs),
+            heading=tables.heading(runs) if runs else [],
+            comparison=tables.comparison(runs),
+            over_seeds=tables.over_seeds(runs),
+            rates=plots.rates(runs),
+            losses=plots.losses(runs),
+            distributions=plots.score_distributions(runs),
+            categories=plots.categories(runs),
+            rankings=tables.rankings(runs),
+            completions=tables.completions(runs),
+            costs=tables.costs(runs),
+            traces=[(run, tables.trace(run)) for run in runs],
+            missing=list(itertools.chain.from_iterable(((run, note) for note in run.missing) for run in runs)),
+        )
+    )
+    return write(sweep / "report.html", page)
+
+
+def environment() -> Environment:
+    """Templates of this package, with what all of its pages use."""
+    found = Environment(
         loader=PackageLoader("suite.report", ""),
         autoescape=True,  # everything shown was written by models or stands in data sets
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template("page.html.j2").render(
-        sweep=sweep.resolve().name,
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        failures=failures,
-        runs=runs,
-        swatch=swatch,
-        legend={name: same[0].color for name, same in by_name(runs).items()},
-        title=tables.title(runs),
-        heading=tables.heading(runs) if runs else [],
-        comparison=tables.comparison(runs),
-        over_seeds=tables.over_seeds(runs),
-        rates=plots.rates(runs),
-        losses=plots.losses(runs),
-        distributions=plots.score_distributions(runs),
-        categories=plots.categories(runs),
-        rankings=tables.rankings(runs),
-        completions=tables.completions(runs),
-        costs=tables.costs(runs),
-        traces=[(run, tables.trace(run)) for run in runs],
-        missing=list(itertools.chain.from_iterable(((run, note) for note in run.missing) for run in runs)),
-    )
-    path = sweep / "report.html"
+    found.globals["swatch"] = swatch
+    return found
+
+
+def now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def write(path: Path, page: str) -> Path:
     path.write_text(page, encoding="utf-8", errors="replace")  # an error message may hold half a surrogate pair
     return path

@@ -64,7 +64,7 @@ def _dots(runs: Sequence[Run], columns: Sequence[str]) -> Markup:
                     y += 1
                 y += 0.6 if len(present) > 1 else 0
             axis.set_title(column.split("/", 1)[1])
-            axis.set_yticks(list(ticks.values()), [_short(n) for n in ticks])
+            axis.set_yticks(list(ticks.values()), [short(n) for n in ticks])
             axis.set_ylim(y - 0.2, -0.8)
             axis.tick_params(length=0)
             axis.grid(axis="x")
@@ -119,25 +119,26 @@ def score_distributions(runs: Sequence[Run]) -> list[Plot]:
         seeds = [r.row["seed"] for r in runs if (r.scoring, r.name) == key]
         title = run.name + (f", seed {', '.join(map(str, seeds))}" if several_seeds else "")
         scores, selected = (table[c].to_numpy(zero_copy_only=False) for c in ("score", "selected"))
-        plots[key] = Plot(title, _histogram(run, scores, selected))
+        plots[key] = Plot(title, histogram(scores, selected, run.color, "selected"))
     return list(plots.values())
 
 
-def _histogram(run: Run, scores: Any, selected: Any) -> Markup:
+def histogram(scores: Any, marked: Any, color: int, mark: str) -> Markup:
+    """All scores [n] in grey, those ``marked`` [n] in the colour, which the axis says ``mark`` of."""
     with style():
         drawn = figure(1.9)
         axis = drawn.subplots()
         edges = np.histogram_bin_edges(scores, bins=40)
-        everything, chosen = (np.histogram(s, edges)[0] for s in (scores, scores[selected]))
+        everything, chosen = (np.histogram(s, edges)[0] for s in (scores, scores[marked]))
         axis.stairs(everything, edges, fill=True, color=MUTED, alpha=0.45)
-        axis.stairs(chosen, edges, fill=True, color=color_of(run.color))
+        axis.stairs(chosen, edges, fill=True, color=color_of(color))
         if chosen.max() * 30 < everything.max():  # a small part of a large set would not be seen
             axis.set_yscale("log", nonpositive="clip")
             axis.yaxis.set_major_formatter("{x:,.0f}")  # the default writes powers in TeX
-        axis.set_xlabel(f"score: {len(scores):,} samples, {int(selected.sum()):,} selected (coloured)")
+        axis.set_xlabel(f"score: {len(scores):,} samples, {int(marked.sum()):,} {mark} (coloured)")
         axis.grid(axis="y")
         axis.tick_params(length=0)
-        return inline(drawn, f"Histogram of {len(scores)} scores, {int(selected.sum())} selected")
+        return inline(drawn, f"Histogram of {len(scores)} scores, {int(marked.sum())} {mark}")
 
 
 def categories(runs: Sequence[Run]) -> list[Plot]:
@@ -171,7 +172,7 @@ def _bars(by_category: dict[str, dict[str, list[bool]]], colors: dict[str, int],
             values = [100 * _mean(by_category[c].get(name, ())) for c in ordered]
             color, alpha = color_of(colors[name]), alpha_of(colors[name])
             axis.barh(middles, values, unit * 0.9, color=color, alpha=alpha)
-        axis.set_yticks(range(len(ordered)), [f"{_short(c)} ({_sizes(by_category[c].values())})" for c in ordered])
+        axis.set_yticks(range(len(ordered)), [f"{short(c)} ({_sizes(by_category[c].values())})" for c in ordered])
         axis.set_ylim(len(ordered) - 0.5, -0.5)
         axis.set_xlim(left=0, right=max(5, axis.get_xlim()[1]))
         axis.grid(axis="x")
@@ -187,7 +188,7 @@ def _sizes(found: Iterable[Sequence[bool]]) -> str:
     return "/".join(map(str, sorted({len(outcomes) for outcomes in found})))
 
 
-def _short(name: str) -> str:
+def short(name: str) -> str:
     """A name from data on an axis: without control characters, of which the bidirectional ones would turn the figures
     beside it round."""
     shown = "".join(" " if unicodedata.category(c).startswith("C") else c for c in name)
