@@ -12,7 +12,7 @@ from baselines.records import Sample
 from baselines.samples import load_samples
 from eval.errors import CapacityError, KeelBenchError
 from suite.quality.metrics import BoolArray
-from suite.quality.plan import PlantedSpec
+from suite.quality.plan import SHARES, PlantedSpec
 from suite.stages.data import Data, ids_key
 
 
@@ -52,11 +52,13 @@ def plant(benign: Data, planted: list[Sample], share: float) -> Mixture:
     if wanted < 1:
         raise CapacityError(f"share={share} of {n} benign rows is no row at all: raise share, or dataset.limit")
     if wanted > len(planted):
-        most = len(planted) / (len(planted) + n)
-        fitting = int(len(planted) * (1 - share) / share)
+        most = int(1000 * len(planted) / (len(planted) + n)) / 1000
+        remedies = [f"dataset.limit to {int(len(planted) * (1 - share) / share)}"]
+        if most >= SHARES[0]:
+            remedies.insert(0, f"share to {most}")
         raise CapacityError(
-            f"share={share} with {n} benign rows needs {wanted} planted rows, there are {len(planted)}: lower share "
-            f"to {int(1000 * most) / 1000} or dataset.limit to {fitting}, or name a larger file (planted.path)"
+            f"share={share} with {n} benign rows needs {wanted} planted rows, there are {len(planted)}: lower "
+            f"{' or '.join(remedies)}, or name a larger file (planted.path)"
         )
     chosen = planted[:wanted]
     ids = frozenset(s.id for s in chosen)
