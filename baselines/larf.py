@@ -16,6 +16,7 @@ from baselines.registry import register
 from baselines.representations import read_states, token_position
 from eval.chat import ChatFormat
 from eval.errors import CapacityError, KeelBenchError
+from eval.judges.refusal_keywords import RefusalKeywords
 
 CHOICES = {
     "direction": ("bidirectional", "unidirectional"),
@@ -80,6 +81,7 @@ class Larf(Method):
             "max_new_tokens": self.max_new_tokens,
             "sensitivity_layers": self.sensitivity_layers,
             "probes": load_probes(self.probes),
+            "judge": RefusalKeywords.version,
         }
 
     def calibrate(self, model: Any, tokenizer: Any, *, engine: Engine = Engine()) -> dict[str, Any]:

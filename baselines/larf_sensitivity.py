@@ -80,11 +80,12 @@ def layer_sensitivity(
         )
     up = [[counts[layer, 1 + a] for a in alphas] for layer in tried]
     down = [[counts[layer, 1 - a] for a in alphas] for layer in tried]
-    sensitivity = [
-        max((u - d) / a for u, d, a in zip(ups, downs, alphas, strict=True))
-        for ups, downs in zip(up, down, strict=True)
+    slopes = [
+        [(u - d) / a for u, d, a in zip(ups, downs, alphas, strict=True)] for ups, downs in zip(up, down, strict=True)
     ]
-    best = tried[max(range(len(tried)), key=lambda i: (sensitivity[i], -tried[i]))]
+    sensitivity = [max(row) for row in slopes]
+    # Counts are small integers, so layers tie; then the layer whose other scalings agree, then the lower one.
+    best = tried[max(range(len(tried)), key=lambda i: (sensitivity[i], sum(slopes[i]), -tried[i]))]
     return Sensitivity(best, tried, list(alphas), sensitivity, up, down, len(probes))
 
 
