@@ -1,5 +1,6 @@
 """A run: score → select → fine-tune → generate → judge → record."""
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -68,6 +69,7 @@ def run(plan: RunPlan, folder: Path, sweep: str) -> RunRecord:
     Raises:
         KeelBenchError: anything a user can mend.
     """
+    code_fingerprint()  # now: sources may be edited while the run goes on
     data, prompts = check(plan)
     cache = StageCache(plan.paths.cache)
     with Tracker(
@@ -257,8 +259,9 @@ def _json(value: Any) -> Any:
     return json.loads(json.dumps(value, default=str))
 
 
+@functools.cache
 def code_fingerprint() -> str:
-    """Hash of the three packages' sources."""
+    """Hash of the three packages' sources, as they stood when this process first asked."""
     digest = hashlib.sha256()
     root = Path(__file__).resolve().parent.parent
     for package in ("suite", "baselines", "eval"):

@@ -126,6 +126,7 @@ class TrackingSpec:
 class ComputeSpec:
     device: str  # auto, cpu, cuda, cuda:1, ...
     scoring_tokens_per_batch: int
+    training_tokens_per_pass: int
     max_length: int
     threads: int | None
 

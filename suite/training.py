@@ -21,6 +21,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from baselines.architecture import device_of
 from baselines.losses import Batch, Supervised, collate, supervised_forward, supervised_labels
 from baselines.records import Sample
+from eval.batching import token_budget_batches
 from eval.chat import ChatFormat
 from eval.errors import KeelBenchError
 from suite.plan import LoraRecipe
@@ -67,6 +68,7 @@ def fine_tune(
     work_dir: Path,
     auxiliary_loss: AuxiliaryLoss | None = None,
     hidden_states: bool = False,
+    tokens_per_pass: int | None = None,
     on_step: Callable[[int, int], None] = lambda step, total: None,
 ) -> TrainingLog:
     """Train ``model``'s adapters in place.
@@ -76,6 +78,9 @@ def fine_tune(
         work_dir: scratch folder for the Trainer.
         auxiliary_loss: added to the loss, computed on each forward pass (a regulariser's).
         hidden_states: whether the auxiliary loss needs them.
+        tokens_per_pass: a forward pass with more tokens, padding included, is split (a longer conversation stands
+            alone), which bounds memory and leaves the gradient as it is; None = never. A pass with an auxiliary loss
+            stays whole, since that loss is a function of all its conversations.
         on_step: told the optimiser steps done and in all.
 
     Raises:
@@ -123,6 +128,7 @@ def fine_tune(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.auxiliary_loss, trainer.hidden_states = auxiliary_loss, hidden_states
+    trainer.tokens_per_pass = tokens_per_pass if auxiliary_loss is None else None
     with disable_input_dtype_casting(model, active=_half(model) is not None):
         trainer.train()
     curve = [
@@ -145,12 +151,24 @@ def _half(model: Any) -> torch.dtype | None:
 class _ResponseTrainer(Trainer):
     auxiliary_loss: AuxiliaryLoss | None = None
     hidden_states = False
+    tokens_per_pass: int | None = None
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         # compute_loss divides by the tokens of the whole accumulated step; the Trainer must count and not divide again.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """One forward pass and its gradient, in as many parts as the token budget asks for; the losses add up."""
+        if self.tokens_per_pass is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        losses = []
+        for part in token_budget_batches(inputs["lengths"].tolist(), self.tokens_per_pass):
+            width = int(inputs["lengths"][part].max())
+            rows = {k: v[part] if k == "lengths" else v[part, :width] for k, v in inputs.items()}
+            losses.append(super().training_step(model, rows, num_items_in_batch))
+        return torch.stack(losses).sum()
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None

@@ -53,6 +53,7 @@ def fine_tune_selection(
                 work_dir=Path(scratch),
                 auxiliary_loss=None if regularizer.name == "none" else regularizer.auxiliary_loss,
                 hidden_states=regularizer.hidden_states,
+                tokens_per_pass=model.compute.training_tokens_per_pass,
                 on_step=advance.to,
             )
         # Which base it belongs to, without the path of somebody's cache.

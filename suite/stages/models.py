@@ -162,7 +162,14 @@ def _align(base: Weights, spec: ModelSpec, align: AlignSpec, compute: ComputeSpe
         adapted = attach_lora(model, align.recipe, align.seed)
         with progress("aligning", None) as advance, tempfile.TemporaryDirectory() as scratch:
             log = fine_tune(
-                adapted, tokenizer, samples, align.recipe, seed=align.seed, work_dir=Path(scratch), on_step=advance.to
+                adapted,
+                tokenizer,
+                samples,
+                align.recipe,
+                seed=align.seed,
+                work_dir=Path(scratch),
+                tokens_per_pass=compute.training_tokens_per_pass,
+                on_step=advance.to,
             )
         adapted.merge_and_unload().save_pretrained(out)
         tokenizer.save_pretrained(out)

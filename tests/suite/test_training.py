@@ -70,6 +70,15 @@ def test_fine_tuning_equals_a_plain_loop(tokenizer, recipe, tmp_path):
         torch.testing.assert_close(value, plain[name], rtol=1e-3, atol=1e-5)
 
 
+def test_splitting_passes_by_tokens_changes_nothing(tokenizer, recipe, tmp_path):
+    curves = []
+    for budget in (None, 60):
+        model = attach_lora(tiny_model("llama"), recipe, seed=3)
+        log = fine_tune(model, tokenizer, SAMPLES, recipe, seed=3, work_dir=tmp_path, tokens_per_pass=budget)
+        curves.append([p["loss"] for p in log.curve])
+    assert curves[1] == pytest.approx(curves[0], rel=1e-5)
+
+
 def test_half_precision_training_follows_float32(smollm2_folder, tokenizer, recipe, tmp_path):
     """Autocast keeps copies of the adapters; were they stale, the loss would not fall with float32's."""
     from transformers import AutoModelForCausalLM
