@@ -35,6 +35,7 @@ from eval.errors import KeelBenchError
 
 SELECTORS = ("softmax", "sigmoid")
 BETAS = (0.9, 0.95)  # of both Adams; neither has weight decay
+CPU_TOKENS = 512  # of a micro-batch on a CPU, where larger ones only leave the caches and pad more (bench_seal)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,6 +221,8 @@ class Bilevel:
         losses = torch.empty(len(rows), dtype=torch.float64)
         device = device_of(self.model)
         half = half_precision(self.model)
+        if device.type == "cpu":
+            tokens_per_batch = min(tokens_per_batch, CPU_TOKENS)
         for differentiate in (False, True):
             chosen = [i for i in range(len(rows)) if bool(factors[i] != 0) == differentiate]
             for group in token_budget_batches([len(rows[i][0]) for i in chosen], tokens_per_batch):
