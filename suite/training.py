@@ -24,6 +24,7 @@ from baselines.records import Sample
 from eval.batching import token_budget_batches
 from eval.chat import ChatFormat
 from eval.errors import KeelBenchError
+from suite.machine import kept_memory
 from suite.plan import LoraRecipe
 
 AuxiliaryLoss = Callable[[Any, Batch, Supervised], torch.Tensor]
@@ -129,7 +130,11 @@ def fine_tune(
     trainer.remove_callback(PrinterCallback)
     trainer.auxiliary_loss, trainer.hidden_states = auxiliary_loss, hidden_states
     trainer.tokens_per_pass = tokens_per_pass if auxiliary_loss is None else None
-    with disable_input_dtype_casting(model, active=_half(model) is not None):
+    on_cpu = device_of(model).type == "cpu"
+    with (
+        kept_memory() if on_cpu else contextlib.nullcontext(),
+        disable_input_dtype_casting(model, active=_half(model) is not None),
+    ):
         trainer.train()
     curve = [
         {k: float(v) for k, v in entry.items() if k in ("step", "epoch", "loss", "learning_rate", "grad_norm")}

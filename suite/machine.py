@@ -1,0 +1,32 @@
+"""Settings of the process that make torch fast on a CPU."""
+
+import ctypes
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # mallopt's parameters (glibc's malloc.h), and their defaults:
+_DEFAULT_TRIM_THRESHOLD, _DEFAULT_MMAP_MAX = 128 * 1024, 65536
+
+
+@contextmanager
+def kept_memory() -> Iterator[None]:
+    """Within the context glibc keeps what torch frees instead of handing it back to the kernel.
+
+    By default every tensor above 32 MB is mapped and unmapped anew, and the kernel zeroes its pages each time: up to
+    half of a fine-tuning step (docs/benchmarks). Training frees and takes the same sizes again and again, so the kept
+    memory is used; generation's growing caches would only fragment it, so the defaults return afterwards. Without glibc
+    nothing is done.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        yield
+        return
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_MMAP_MAX, 0)
+    libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+    try:
+        yield
+    finally:
+        libc.mallopt(_MMAP_MAX, _DEFAULT_MMAP_MAX)
+        libc.mallopt(_TRIM_THRESHOLD, _DEFAULT_TRIM_THRESHOLD)
+        libc.malloc_trim(0)
