@@ -79,7 +79,8 @@ def sweep(tmp_path_factory, cache_root, smollm2_folder):
     """A sweep of three points, one of which cannot work: ``(process, sweep folder)``."""
     runs = tmp_path_factory.mktemp("runs")
     done = suite(
-        "-m", "method=none,random", "seed=1,2", "model/align=none", "train.epochs=2", "train.warmup_ratio=0", "selection.k=8", "eval.limit=3",
+        "-m", "method=none,random", "seed=1,2", "model/align=none", "selection.k=8", "eval.limit=3",
+        "train.epochs=2", "train.warmup_ratio=0",
         "eval.max_new_tokens=6", "dataset.limit=24", "train.learning_rate=1e-3,1e30",
         SUITE_RUNS=str(runs), SUITE_CACHE=str(tmp_path_factory.mktemp("cache")),
     )  # fmt: skip
