@@ -50,10 +50,12 @@ def detection(score: FloatArray, planted: BoolArray, *, seed: int) -> Detection:
 
 
 def random_detection(planted: BoolArray, *, seed: int) -> Detection:
-    """What a random order finds: the means of ``DRAWS`` seeded draws. Its interval is that of the single draws' AUROC,
-    2.5th to 97.5th percentile: what chance alone reaches on data of this size."""
+    """What a random order finds: the means of ``DRAWS`` seeded draws, every second one the reverse of that before, so
+    that the mean AUROC is 0.5. Its interval is that of the single draws' AUROC, 2.5th to 97.5th percentile: what chance
+    alone reaches on data of this size."""
     generator = np.random.default_rng(seed)
-    draws = [_values(generator.random(len(planted)), planted) for _ in range(DRAWS)]
+    orders = (generator.random(len(planted)) for _ in range(DRAWS // 2))
+    draws = [_values(values, planted) for order in orders for values in (order, -order)]
     means = {name: float(np.mean([draw[name] for draw in draws])) for name in draws[0]}
     low, high = np.percentile([draw["auroc"] for draw in draws], [2.5, 97.5])
     return Detection(**means, auroc_low=float(low), auroc_high=float(high))

@@ -14,6 +14,7 @@ from baselines import get_method
 from baselines.records import FloatArray, response_lengths
 from eval.errors import KeelBenchError
 from suite.cache import Entry, StageCache, fingerprint
+from suite.pipeline import code_fingerprint
 from suite.quality.metrics import METRICS, Detection, agreement, detection, random_detection, spearman
 from suite.quality.mixture import Mixture, check_anchors, load_planted, plant
 from suite.quality.page import write_page
@@ -129,6 +130,8 @@ def quality_rows(
         "samples": len(labels),
         "seed": plan.seed,
         "data": mixture.data.key,
+        "planted_from": _planted_from(plan),
+        "code": code_fingerprint(),
     }
 
     def row(name: str, kind: str, found: Detection | None, **more: Any) -> Row:
@@ -220,13 +223,17 @@ def _public(plan: QualityPlan) -> Row:
     values = asdict(plan)
     values["methods"] = {name: {"name": m.name, **asdict(m)} for name, m in plan.methods.items()}
     values["dataset"] = {k: v for k, v in values["dataset"].items() if k != "source"}
-    values["planted"] = "embedded" if plan.planted.path is None else Path(plan.planted.path).name
+    values["planted"] = _planted_from(plan)
     for private in ("paths", "tracking"):
         del values[private]
     if Path(plan.model.source).is_absolute():
         values["model"]["source"] = Path(plan.model.source).name
     public: Row = json.loads(_text(values))
     return public
+
+
+def _planted_from(plan: QualityPlan) -> str:
+    return "embedded" if plan.planted.path is None else Path(plan.planted.path).name
 
 
 def _text(value: Any) -> str:

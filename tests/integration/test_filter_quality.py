@@ -26,6 +26,7 @@ def sweep(cache, tmp_path_factory):
     runs = tmp_path_factory.mktemp("runs")
     done = suite(
         "-m", *SMALL, "only=[larf,representation_matching]", "methods.larf.layer=13,99",
+        "methods.representation_matching.anchor_count=10",
         module="suite.filter_quality", SUITE_RUNS=str(runs), SUITE_CACHE=str(cache),
     )  # fmt: skip
     (folder,) = runs.iterdir()
