@@ -92,7 +92,8 @@ class TestAgainstTheTwin:
         assert worst(found, twin) < 1e-4
 
     def test_smollm2(self, smollm2, samples, safe_file):
-        """Float32 to a relative 1e-4; bfloat16 ranks as float32 does, although Adam makes small gradients large."""
+        """Float32 to 1e-4 of the largest logit; bfloat16 ranks as float32 does, and stays within a hundredth (measured
+        0.002), although Adam makes small gradients large."""
         model, tokenizer = smollm2
         few = samples[:5]
         options = {**FAST, "epochs": 2, "batch_size": 3, "learning_rate": 2e-3}
@@ -106,6 +107,7 @@ class TestAgainstTheTwin:
         half = copy.deepcopy(model).to(torch.bfloat16)
         coarse = logits_by_id(method.score(half, tokenizer, few))
         assert spearmanr(coarse, twin).statistic >= 0.995
+        assert worst(coarse, twin) < 1e-2
 
     def test_micro_batches_add_up_to_the_logical_batch(self, tiny_llama, samples, safe_file):
         model, tokenizer = tiny_llama
