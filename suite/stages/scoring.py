@@ -1,7 +1,7 @@
 """Scores of a fine-tuning set: computed once for a model, a data set and a method, cut anywhere later."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -87,10 +87,11 @@ def _engine(compute: ComputeSpec, advance: object) -> Engine:
 
 
 def _options(method: Method) -> dict[str, object]:
-    """The method's options as JSON; a file among them counts by its content."""
+    """The options that a score depends on, as JSON; a file among them counts by its content."""
     from suite.cache import file_sha256
 
-    options: dict[str, object] = asdict(method)
+    idle = {f.name for f in fields(method) if f.metadata.get("identity") is False}  # where a checkpoint goes, say
+    options: dict[str, object] = {k: v for k, v in asdict(method).items() if k not in idle}
     for name, value in options.items():
         if isinstance(value, str) and Path(value).is_file():
             options[name] = {"sha256": file_sha256(Path(value))}
