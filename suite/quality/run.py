@@ -108,7 +108,8 @@ def _score_all(
                 model.get()  # here, so that loading it is nobody's scoring time
             scored[name] = score(method, model, mixture.data, seed=plan.seed, compute=plan.compute, cache=cache)
         except Exception as error:  # whatever one method runs into, out of memory included, the others are measured
-            errors[name] = str(error) if isinstance(error, KeelBenchError) else f"{type(error).__name__}: {error}"
+            told = str(error) if isinstance(error, KeelBenchError) else f"{type(error).__name__}: {error}"
+            errors[name] = told.removeprefix(f"{method.name}: ")
             log.error("%s: %s", name, errors[name])
             if not isinstance(error, KeelBenchError):
                 (folder / f"traceback-{name}.txt").write_text(traceback.format_exc())
