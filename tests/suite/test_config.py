@@ -25,8 +25,6 @@ def test_every_choice_makes_a_plan(choice):
     overrides = [choice, *MANDATORY.get(choice, [])]
     if choice.startswith("+arm"):
         overrides = [choice.replace("+arm", "arm")]
-    if choice.startswith("+experiment"):
-        overrides = [choice.replace("+experiment", "experiment")]
     plan_from_config(compose(overrides))
 
 
