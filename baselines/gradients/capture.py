@@ -13,13 +13,16 @@ import torch
 from torch import nn
 
 from baselines.architecture import base_model, device_of
+from baselines.gradients.prefix import shared_prefix
 from baselines.losses import IGNORE, Batch, collate, supervised_forward
 from baselines.method import Engine
 from eval.batching import token_budget_batches
 from eval.errors import KeelBenchError
 
 WINDOW = 2048  # samples encoded, sorted and batched together
-CPU_TOKENS = 1024  # a batch's tokens on a CPU at most: more fill no matrix unit better and leave the caches
+CPU_TOKENS = (
+    512  # a batch's tokens on a CPU at most: more fill its matrix units no better, pad more and leave the caches
+)
 
 Encoded = tuple[Sequence[int], Sequence[int]]  # token ids and shifted labels, as losses.supervised_labels gives them
 
@@ -149,7 +152,7 @@ def observe_backward(
 
     handles = [layer.module.register_forward_hook(watch(layer)) for layer in layers]
     try:
-        with frozen(model), torch.enable_grad():
+        with frozen(model), shared_prefix(model, batch.ids.shape, shared), torch.enable_grad():
             losses = supervised_forward(model, batch).sequence_losses()
             if torch.isfinite(losses).all():
                 (losses.sum() * loss_scale(model)).backward()  # type: ignore[no-untyped-call]

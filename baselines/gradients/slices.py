@@ -79,19 +79,17 @@ def slice_gaps(
 
     def visit(layer: Layer, x: torch.Tensor, g: torch.Tensor, shared: int) -> None:
         reference = _mean_gradient(x[: len(unsafe)], g[: len(unsafe)])
-        rows: list[torch.Tensor] = []
-        columns: list[torch.Tensor] = []
+        reference_squares = reference.square()
+        # Sums run over dimension 1 for rows, 0 for columns.
+        means = {1: torch.zeros_like(reference[:, 0]), 0: torch.zeros_like(reference[0])}
         for b in range(len(x)):
             gradient = g[b].mT @ x[b]
-            products = gradient * reference
-            for dim, found in ((1, rows), (0, columns)):
-                norms = gradient.norm(dim=dim) * reference.norm(dim=dim)
-                found.append(torch.where(norms == 0, 0, products.sum(dim) / norms))
-        row, column = torch.stack(rows), torch.stack(columns)
-        gaps[layer.name] = Gaps(
-            (row[: len(unsafe)].mean(0) - row[len(unsafe) :].mean(0)).cpu(),
-            (column[: len(unsafe)].mean(0) - column[len(unsafe) :].mean(0)).cpu(),
-        )
+            products, squares = gradient * reference, gradient.square_()
+            share = 1 / len(unsafe) if b < len(unsafe) else -1 / len(safe)
+            for dim in means:
+                norms = (squares.sum(dim) * reference_squares.sum(dim)).sqrt()
+                means[dim] += share * torch.where(norms == 0, 0, products.sum(dim) / norms)
+        gaps[layer.name] = Gaps(means[1].cpu(), means[0].cpu())
 
     _observe_references(model, layers, [*unsafe, *safe], visit)
     for name, found in gaps.items():

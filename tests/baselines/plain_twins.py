@@ -3,6 +3,7 @@
 They share the chat template's rendering with the package, and no arithmetic.
 """
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -80,7 +81,7 @@ class GradSafe:
         supervise_end: bool,
         gap: float,
     ):
-        self.model, self.chat = model, ChatFormat(tokenizer)
+        self.model, self.chat = copy.deepcopy(model).float(), ChatFormat(tokenizer)
         self.system, self.supervise_end = system, supervise_end
         of_unsafe = [self._gradients(p) for p in unsafe]
         of_safe = [self._gradients(p) for p in safe]
@@ -93,6 +94,7 @@ class GradSafe:
                     for group in (of_unsafe, of_safe)
                 ]
                 self.critical[name, dim] = means[0] - means[1] > gap
+        self.model = model  # samples are scored in the model's own precision
 
     def _gradients(self, prompt: str) -> dict[str, torch.Tensor]:
         conversation = self.chat.conversation(prompt, "Sure", system=self.system)

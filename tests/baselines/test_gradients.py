@@ -1,6 +1,7 @@
 """The per-sample gradient engine against autograd, one sample and one whole gradient at a time."""
 
 import copy
+import functools
 import re
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from scipy.stats import spearmanr
 
 from baselines.anchors import EMBEDDED
-from baselines.gradients import capture, contractions
+from baselines.gradients import capture, contractions, prefix
 from baselines.gradients.arithmetic import float32_arithmetic
 from baselines.gradients.capture import frozen, observe_backward, trainable_layers
 from baselines.gradients.whole import gradient_terms, reference_gradients
@@ -144,7 +145,23 @@ def test_a_model_is_left_as_it_was_found(conversations):
     assert parameter.grad is not None
     assert bool((parameter.grad == 1).all())
     assert all(p.grad is None for p in model.parameters() if p is not parameter)
-    assert not any(m._forward_hooks for m in model.modules())
+    assert not any(m._forward_hooks or "forward" in m.__dict__ for m in model.modules())
+
+
+def test_a_common_prefix_is_computed_once_and_changes_nothing(conversations, monkeypatch):
+    model = tiny_model("qwen2")
+    once = terms(model, conversations[:12], 1)
+    monkeypatch.setattr(prefix, "WORTH", 10**6)
+    assert_close(terms(model, conversations[:12], 1), once, 1e-5)
+
+
+def test_layers_with_a_forward_of_their_own_keep_it(conversations):
+    model = tiny_model("llama")
+    layer = model.model.layers[0].mlp.up_proj
+    layer.forward = functools.partial(torch.nn.Linear.forward, layer)  # as accelerate's device maps do
+    own = layer.forward
+    terms(model, conversations[:6], 1)
+    assert layer.forward is own
 
 
 def test_a_sample_that_is_not_finite_is_named(conversations):
