@@ -16,6 +16,7 @@ from baselines.records import Sample
 from baselines.samples import load_samples
 from eval.chat import ChatFormat
 from eval.errors import CapacityError, DataError, KeelBenchError
+from eval.judges.refusal_keywords import RefusalKeywords
 from tests.conftest import ROOT
 
 LAYER = 6
@@ -221,6 +222,7 @@ def test_calibration_states_all_it_depends_on_and_fixes_the_layer(anchor_file):
         "max_new_tokens": 5,
         "sensitivity_layers": (1, 2),
         "probes": load_probes(),
+        "judge": RefusalKeywords.version,
     }
     assert method.calibrated({"best_layer": 7, "other": 1}) == get_method("larf")(
         layer=7, alphas=(0.2,), sensitivity_layers=(1, 2), max_new_tokens=5
