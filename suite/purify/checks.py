@@ -101,7 +101,6 @@ def warnings(
     separated: Mapping[str, Separation],
     refused: Rate | None,
     length_correlation: Mapping[str, float | None],
-    score_of: Mapping[str, FloatArray],
 ) -> list[str]:
     """What a reader has to know before trusting the cut, each with its criterion."""
     told = []
@@ -119,9 +118,7 @@ def warnings(
                 f"{found.high:.0%} (criterion: the interval begins at {spec.min_auroc:.0%} or above; 50 % is chance). "
                 "What it dropped may be no better than a random choice."
             )
-    for name, values in score_of.items():
-        if len(np.unique(values)) < max(2, len(values) // 100):
-            told.append(f"{name} gives {len(np.unique(values))} different scores to {len(values):,} rows: ties decide.")
+    for name in length_correlation:
         if name not in separated and spec.controls:
             why = (
                 "it scores a data set as a whole" if not methods[name].per_sample else "no control is outside the data"

@@ -173,10 +173,7 @@ def _find(plan: PurifyPlan, inputs: Inputs, cache: StageCache) -> Findings:
         more = more + asked
     entries += [e for v in voters.values() for e in v.entries] + more
     rho = checks.length_correlations(voters, index.response_characters[index.scored].astype(np.float64))
-    told = checks.warnings(
-        plan.check, {n: v.method for n, v in voters.items()}, separated, refused, rho,
-        {n: v.score for n, v in voters.items()},
-    )  # fmt: skip
+    told = checks.warnings(plan.check, {n: v.method for n, v in voters.items()}, separated, refused, rho)
     told += _about_rows(index, decision)
 
     by_rank = np.argsort(decision.rank)
@@ -225,6 +222,13 @@ def _about_rows(index: Index, decision: Decision) -> list[str]:
     if not decision.dropped.any():
         told.append(
             f"Everything was kept: no score is above the threshold (the highest is {decision.score.max():.6g})."
+        )
+    tied = int((decision.score == decision.at).sum())
+    by_lot = tied - int((decision.score[decision.dropped] == decision.at).sum())
+    if by_lot and tied > len(decision.score) / 100:
+        told.append(
+            f"{tied:,} rows share the score at the cut; {tied - by_lot:,} of them were dropped by the order of their "
+            "ids, not by their score (criterion: more than 1 % of the rows)."
         )
     foreign = int(index.has("non_english")[index.scored].sum())
     if foreign:

@@ -1,5 +1,6 @@
 """What the dropped rows have in common: length and form over all rows, words and topics over a part of them."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -101,6 +102,7 @@ def terms(dropped: Sequence[Sample], kept: Sequence[Sample]) -> list[Term]:
 def topics(dropped: Sequence[Sample], seed: int) -> list[Topic]:
     """The dropped rows in a few clusters (k-means of TF-IDF vectors of prompt and response), the largest first."""
     from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     count = min(CLUSTERS, len(dropped) // 5)
@@ -111,7 +113,9 @@ def topics(dropped: Sequence[Sample], seed: int) -> list[Topic]:
         vectors = vectorizer.fit_transform([_text(s) for s in dropped])
     except ValueError:  # no word stands in two texts
         return []
-    clusters: Any = KMeans(count, n_init=4, random_state=seed).fit(vectors)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different texts than clusters
+        clusters: Any = KMeans(count, n_init=4, random_state=seed).fit(vectors)
     names = vectorizer.get_feature_names_out()
     found = []
     for number, center in enumerate(clusters.cluster_centers_):
