@@ -55,6 +55,7 @@ def write_page(path: Path, found: "Findings") -> Path:
             bad=[_bad(b) for b in found.index.bad[:LISTED]],
             bad_count=sum(found.index.bad_kinds.values()),
             arms=found.arms,
+            transfers=found.transfers,
             damage=plots.damage(found.arms) if found.arms else [],
             rates=[r for r in found.arms[0].rates if r.split("/")[0] in ("asr", "false_refusal")] if found.arms else [],
             written=now(),
@@ -101,7 +102,12 @@ def _distributions(found: "Findings") -> list[Plot]:
     ]
     if several:
         combined = plots.distribution(
-            f"combined: {found.plan.combine}", decision.score, decision.dropped, 6, at=decision.at, controls=None
+            f"combined: {found.plan.combine}",
+            decision.score,
+            decision.dropped,
+            len(found.voters),
+            at=decision.at,
+            controls=None,
         )
         drawn.insert(0, combined)
     return drawn

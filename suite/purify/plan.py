@@ -60,6 +60,7 @@ class PurifyPlan:
     max_characters: int
     chunk_rows: int | None  # rows scored and cached together; None = all
     check: CheckSpec
+    transfer_rows: int  # scored by ``model`` too, where a scorer scores; 0 = none
     nearest_rows: int  # dropped rows whose nearest anchors are looked up, highest score first; 0 = none
     verify: bool
     verify_rows: int  # of each of kept, dropped, random
@@ -93,7 +94,8 @@ def purify_plan(config: Mapping[str, Any]) -> PurifyPlan:
     """
     known = {
         "model", "scorer", "dataset", "methods", "combine", "keep", "drop", "threshold", "out", "overwrite",
-        "on_bad_row", "duplicates", "max_characters", "chunk_rows", "check", "nearest_rows", "verify", "verify_rows",
+        "on_bad_row", "duplicates", "max_characters", "chunk_rows", "check", "transfer_rows", "nearest_rows",
+        "verify", "verify_rows",
         "train", "benchmark", "eval", "judge", "backend", "tracking", "compute", "paths", "seed",
     }  # fmt: skip
     refuse_unknown(config, known, "setting")
@@ -131,6 +133,7 @@ def purify_plan(config: Mapping[str, Any]) -> PurifyPlan:
         max_characters=_positive(config, "max_characters") or 0,
         chunk_rows=chunk_rows,
         check=build(CheckSpec, config["check"], "check"),
+        transfer_rows=checked(int, config["transfer_rows"], "transfer_rows"),
         nearest_rows=checked(int, config["nearest_rows"], "nearest_rows"),
         verify=checked(bool, config["verify"], "verify"),
         verify_rows=_positive(config, "verify_rows") or 0,

@@ -11,8 +11,6 @@ from suite.purify.verify import Arm
 from suite.report.plots import Plot, short
 from suite.report.svg import MUTED, TEXT, color_of, figure, inline, style
 
-CONTROL_COLOR = 1
-
 
 def distribution(
     title: str, score: FloatArray, dropped: Mask, color: int, *, at: float | None, controls: FloatArray | None
@@ -42,7 +40,7 @@ def distribution(
             axis.set_xlabel(f"score: {len(score):,} rows, {int(dropped.sum()):,} dropped (coloured)")
         else:
             assert controls is not None
-            low.plot(controls, np.zeros(len(controls)), "|", color=color_of(CONTROL_COLOR), markersize=12, alpha=0.7)
+            low.plot(controls, np.zeros(len(controls)), "|", color=TEXT, markersize=12, alpha=0.6)
             low.set_yticks([0], ["controls"], fontsize=8)
             low.set_ylim(-1, 1)
             low.set_xlabel(f"score: {len(score):,} rows, {int(dropped.sum()):,} dropped (coloured)")
@@ -58,9 +56,9 @@ def votes(first: str, second: str, ranks: Mapping[str, np.ndarray], dropped: Mas
     with style():
         drawn = figure(3.2)
         axis = drawn.subplots()
-        for mask, color, size in ((~dropped, MUTED, 3.0), (dropped, color_of(0), 5.0)):
+        for mask, color, size in ((~dropped, MUTED, 6.0), (dropped, color_of(0), 9.0)):
             mine = shown[mask[shown]]
-            axis.scatter(x[mine], y[mine], s=size, color=color, linewidths=0, rasterized=False)
+            axis.scatter(x[mine], y[mine], s=size, color=color, linewidths=0)
         axis.set_xlabel(f"rank by {short(first)}")
         axis.set_ylabel(f"rank by {short(second)}")
         axis.invert_xaxis()

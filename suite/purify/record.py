@@ -17,6 +17,7 @@ from suite.purify.index import BEYOND_LIMIT, DUPLICATE, Index
 from suite.purify.outputs import kept_rows
 from suite.purify.plan import PurifyPlan
 from suite.purify.scores import Voter
+from suite.purify.transfer import Transfer
 from suite.purify.verify import Arm
 
 
@@ -29,6 +30,7 @@ def record(
     refused: Rate | None,
     rho: Mapping[str, float | None],
     arms: Sequence[Arm],
+    transfers: Mapping[str, Transfer],
     entries: Sequence[Entry],
     told: Sequence[str],
 ) -> dict[str, Any]:
@@ -65,10 +67,11 @@ def record(
         "outside_limit": index.count(BEYOND_LIMIT),
         "refused": None if refused is None else asdict(refused),
         "verify": [{**asdict(a), "rates": {k: asdict(r) for k, r in a.rates.items()}} for a in arms],
+        "transfer": {name: asdict(t) for name, t in transfers.items()},
         "warnings": told,
         "scoring_model": plan.scoring_model.name,
         "aligned": plan.scoring_model.align.name if plan.scoring_model.align else "none",
-        "trained_model": plan.model.name if arms else None,
+        "trained_model": plan.model.name if arms or transfers else None,
         "seed": plan.seed,
         "code": code_fingerprint(),
         "stages": [f"{e.stage}/{e.key}" for e in entries],

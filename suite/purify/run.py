@@ -10,38 +10,27 @@ from typing import Any
 import numpy as np
 
 from baselines.records import Sample
-from eval.errors import KeelBenchError
 from eval.metrics import Rate
-from eval.records import Prompt
 from suite.cache import Entry, StageCache
 from suite.pipeline import code_fingerprint
 from suite.purify import checks, traits
 from suite.purify.cut import Decision, decide
-from suite.purify.files import HubTable, Table, check_output, open_table
-from suite.purify.index import Index, Reader, chunks, scan
+from suite.purify.index import Index, chunks
+from suite.purify.inputs import Inputs, check
 from suite.purify.nearest import Nearest, nearest_anchors
-from suite.purify.outputs import appearing, beside, check_place, kept_rows, write_record, write_scores
+from suite.purify.outputs import appearing, beside, kept_rows, write_record, write_scores
 from suite.purify.plan import PurifyPlan
 from suite.purify.record import record
 from suite.purify.scores import Voter, score_chunks
+from suite.purify.transfer import Transfer, transfers
 from suite.purify.verify import Arm, choose, damage
-from suite.stages.data import load_prompts
-from suite.stages.models import LoadedModel, Weights, locate, prepare
+from suite.stages.models import LoadedModel, Weights, prepare
 from suite.tracking import Tracker
 
 log = logging.getLogger(__name__)
 
-LARGE = 1 << 30  # bytes of a file from which chunk_rows is recommended
 SHOWN = 60  # dropped rows on the page
 BORDERLINE = 8  # rows on the page on either side of the cut
-
-
-@dataclass(frozen=True)
-class Inputs:
-    table: Table
-    reader: Reader
-    index: Index
-    prompts: Mapping[str, list[Prompt]]
 
 
 @dataclass(frozen=True)
@@ -62,67 +51,8 @@ class Findings:
     topics: list[traits.Topic]
     compared: tuple[int, int]  # dropped and kept rows that terms and topics were read from
     arms: list[Arm]
+    transfers: Mapping[str, Transfer]
     record: Mapping[str, Any]
-
-
-def check(plan: PurifyPlan) -> Inputs:
-    """Read all inputs and list every problem that can be found before a model is loaded.
-
-    Raises:
-        KeelBenchError: one or more problems, one a line.
-    """
-    problems: list[str] = []
-    table: Table | None = None
-    reader: Reader | None = None
-    index: Index | None = None
-    prompts: dict[str, list[Prompt]] = {}
-    spec = plan.dataset
-    try:
-        path = spec.source.file(spec.name, plan.paths.data)
-        if path is not None:
-            table = open_table(path)
-            if path.stat().st_size > LARGE and plan.chunk_rows is None:
-                log.warning("%s has %.1f GiB: chunk_rows=5000 scores it in parts", path, path.stat().st_size / LARGE)
-        else:
-            hub = spec.source.hub_table(spec.name, plan.paths.data)
-            table = HubTable(hub, f"hub data set of {spec.name}")
-        check_output(table, plan.out)
-        check_place(plan.out, path, plan.overwrite)
-    except KeelBenchError as error:
-        problems.append(str(error))
-    if table is not None:
-        try:
-            reader = Reader(table, spec.format, spec.name, plan.max_characters)
-            index = scan(reader, on_bad_row=plan.on_bad_row, duplicates=plan.duplicates, limit=spec.limit)
-            plan.cut.size(len(index.scored))
-        except KeelBenchError as error:
-            problems.append(str(error))
-    for benchmark in plan.benchmarks if plan.verify or plan.check.prompts else ():
-        try:
-            prompts[benchmark.spec.name] = load_prompts(benchmark, plan.evaluation.limit, plan.paths.data)
-        except KeelBenchError as error:
-            problems.append(str(error))
-    if plan.verify and not plan.benchmarks:
-        problems.append("verify=true asks nothing: name a benchmark, such as benchmark=[mini_harmful]")
-    needed = [plan.scoring_model] if any(m.uses_model for m in plan.methods.values()) else []
-    for model in [*needed, plan.model] if plan.verify and plan.model not in needed else needed:
-        try:
-            locate(model)
-        except KeelBenchError as error:
-            problems.append(str(error))
-    for name, method in plan.methods.items():
-        try:
-            method.calibration()  # reads the method's own files
-        except KeelBenchError as error:
-            problems.append(f"methods.{name}: {error}")
-    try:
-        if plan.check.controls:
-            checks.check_controls_apart(plan.methods)
-    except KeelBenchError as error:
-        problems.append(str(error))
-    if problems or table is None or reader is None or index is None:
-        raise KeelBenchError("\n".join(problems))
-    return Inputs(table, reader, index, prompts)
 
 
 def run(plan: PurifyPlan, folder: Path, sweep: str) -> str:
@@ -180,20 +110,30 @@ def _find(plan: PurifyPlan, inputs: Inputs, cache: StageCache) -> Findings:
     gone, stays = by_rank[decision.dropped[by_rank]], by_rank[~decision.dropped[by_rank]]
     alike = gone[: plan.nearest_rows]
     sampled = tuple(np.sort(side[np.argsort(ids[side])[: traits.SAMPLED]]) for side in (gone, stays))
+    both = np.sort(np.argsort(ids)[: plan.transfer_rows if plan.scorer is not None and needs_model else 0])
     arms = choose(decision.dropped, plan.verify_rows, plan.seed) if plan.verify and len(gone) else {}
-    wanted = np.concatenate([alike, gone[:SHOWN], gone[-BORDERLINE:], stays[:BORDERLINE], *sampled, *arms.values()])
+    wanted = np.concatenate(
+        [alike, gone[:SHOWN], gone[-BORDERLINE:], stays[:BORDERLINE], *sampled, *arms.values(), both]
+    )
     texts = _texts(inputs, wanted)
     nearest, looked_up = nearest_anchors(
         [texts[i] for i in alike], {n: v.method for n, v in voters.items()}, model, compute=plan.compute, cache=cache
     )
     entries += looked_up
     outcome: list[Arm] = []
-    if arms:
+    transferred: dict[str, Transfer] = {}
+    if arms or len(both):
         model.drop()
         trained = LoadedModel(prepare(plan.model, plan.compute, cache), plan.model, plan.compute)
+        entries += trained.weights.entries
+    if len(both):
+        share = float(decision.dropped.mean())
+        transferred, more = transfers(plan, voters, [texts[i] for i in both], both, share, trained, cache)
+        entries += more
+    if arms:
         chosen = {name: [texts[i] for i in places] for name, places in arms.items()}
-        outcome, trained_entries = damage(plan, chosen, inputs.prompts, trained, cache)
-        entries += [*trained.weights.entries, *trained_entries]
+        outcome, more = damage(plan, chosen, inputs.prompts, trained, cache)
+        entries += more
     elif plan.verify:
         told.append("verify: nothing was dropped, so there is nothing to compare.")
     dropped_texts, kept_texts = ([texts[i] for i in side] for side in sampled)
@@ -212,7 +152,8 @@ def _find(plan: PurifyPlan, inputs: Inputs, cache: StageCache) -> Findings:
         topics=traits.topics(dropped_texts, plan.seed),
         compared=(len(dropped_texts), len(kept_texts)),
         arms=outcome,
-        record=record(plan, index, voters, decision, separated, refused, rho, outcome, entries, told),
+        transfers=transferred,
+        record=record(plan, index, voters, decision, separated, refused, rho, outcome, transferred, entries, told),
     )
 
 

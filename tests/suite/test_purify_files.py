@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from eval.errors import DataError, KeelBenchError
 from eval.tables import read_rows
-from suite.purify.files import HubTable, check_output, open_table
+from suite.purify.files import check_output, hub_table, open_table
 
 ROWS = [
     {"instruction": "Translate.", "input": "Hé\u2028llo", "output": 'Bon,"jour"\nnow', "meta": {"n": [1, 2.50]}},
@@ -92,7 +92,7 @@ def test_parquet_keeps_its_schema_metadata_and_types(tmp_path):
 def test_a_hub_data_set_is_written_as_the_name_asks(tmp_path):
     from datasets import Dataset
 
-    table = HubTable(Dataset.from_list(ROWS), "hub")
+    table = hub_table(Dataset.from_list(ROWS), "hub")
     keep = np.array([True, False, True])
     table.write(tmp_path / "a.jsonl", keep)
     table.write(tmp_path / "a.parquet", keep)

@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from eval.errors import KeelBenchError, UnknownNameError
 from eval.metrics import Rate
 from suite.cache import StageCache
 from suite.plan import ComputeSpec
-from suite.purify import checks, traits
+from suite.purify import checks, traits, transfer
 from suite.purify import run as running
 from suite.purify.arguments import translated
 from suite.purify.nearest import Nearest
@@ -335,3 +337,33 @@ def test_unknown_settings_are_refused(data):
     made = {"method": "length", "keep": "0.8", "out": "x.jsonl", "dataset.path": "x"}
     with pytest.raises(UnknownNameError, match="Did you mean 'threshold'"):
         compose_purify(*(f"{k}={v}" for k, v in made.items()), "+treshold=1")
+
+
+def test_every_documented_command_makes_a_plan():
+    root = Path(__file__).resolve().parents[2]
+    commands = [
+        shlex.split(found)
+        for file in ("docs/purify.md", "README.md", "conf/purify.yaml")
+        for found in re.findall(r"python -m suite\.purify (.*)", (root / file).read_text())
+    ]
+    assert len(commands) >= 8
+    for command in commands:
+        assert compose_purify(*command).methods
+
+
+def test_two_models_rankings_are_compared_by_hand():
+    ids = ["a", "b", "c", "d"]
+    found = transfer.compare(ids, np.array([4.0, 3, 2, 1]), np.array([4.0, 1, 2, 3]), 0.5)
+    assert (found.rows, found.top, found.shared) == (4, 2, 1)
+    assert found.spearman == pytest.approx(0.2)  # 1 - 6 (0 + 4 + 0 + 4) / 60
+
+
+def test_larfs_layer_is_each_models_own():
+    made = compose_purify(
+        "scorer=smollm2", "model=llama3", "method=larf,gradsafe", "keep=0.5", "dataset.path=x", "out=x.jsonl"
+    )
+    assert (made.scoring_model.name, made.model.name) == ("smollm2", "llama3")
+    assert made.methods["larf"].layer == made.scoring_model.larf_layer == 24
+    assert transfer.for_model(made.methods["larf"], made.model).layer == made.model.larf_layer == 13
+    assert transfer.for_model(made.methods["gradsafe"], made.model) == made.methods["gradsafe"]
+    assert compose_purify("keep=0.5", "dataset.path=x", "out=x.jsonl").scoring_model.name == "smollm2"
