@@ -342,7 +342,7 @@ def test_unknown_settings_are_refused(data):
 def test_every_documented_command_makes_a_plan():
     root = Path(__file__).resolve().parents[2]
     commands = [
-        shlex.split(found)
+        shlex.split(found, comments=True)
         for file in ("docs/purify.md", "README.md", "conf/purify.yaml")
         for found in re.findall(r"python -m suite\.purify (.*)", (root / file).read_text())
     ]
@@ -367,3 +367,23 @@ def test_larfs_layer_is_each_models_own():
     assert transfer.for_model(made.methods["larf"], made.model).layer == made.model.larf_layer == 13
     assert transfer.for_model(made.methods["gradsafe"], made.model) == made.methods["gradsafe"]
     assert compose_purify("keep=0.5", "dataset.path=x", "out=x.jsonl").scoring_model.name == "smollm2"
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_a_hub_data_set_is_read_and_written(data, ending, monkeypatch):
+    """A folder stands in for a repository: the hub itself cannot be reached by tests."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(data.parent / "hub"))
+    folder = data.parent / "repo"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text(data.read_text())
+    out = data.parent / f"clean.{ending}"
+    made = compose_purify(
+        "dataset=hub", f"dataset.hub.repo={folder}", "method=length", "keep=0.8", f"out={out}",
+        f"paths.cache={data.parent}/cache",
+    )  # fmt: skip
+    running.run(made, data.parent, "sweep")
+    rows = (
+        pq.read_table(out).to_pylist() if ending == "parquet" else list(map(json.loads, out.read_text().splitlines()))
+    )
+    purified = purify(data, f"out={data.parent}/file.jsonl").read_text().splitlines()
+    assert rows == [json.loads(line) for line in purified]
