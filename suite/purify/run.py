@@ -172,9 +172,10 @@ def _about_rows(index: Index, decision: Decision) -> list[str]:
             "ids, not by their score (criterion: more than 1 % of the rows)."
         )
     foreign = int(index.has("non_english")[index.scored].sum())
-    if foreign:
+    if foreign > len(index.scored) / 100:
         told.append(
-            f"{foreign:,} of {len(index.scored):,} rows do not look English (criterion: function words and letters). "
+            f"{foreign:,} of {len(index.scored):,} rows do not look English (criterion: letters and function words, in more "
+            "than 1 % of the rows). "
             "The anchors are English, so scores of other languages are not comparable with those of English rows."
         )
     if index.copies:
