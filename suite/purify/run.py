@@ -174,8 +174,8 @@ def _about_rows(index: Index, decision: Decision) -> list[str]:
     foreign = int(index.has("non_english")[index.scored].sum())
     if foreign > len(index.scored) / 100:
         told.append(
-            f"{foreign:,} of {len(index.scored):,} rows do not look English (criterion: letters and function words, in more "
-            "than 1 % of the rows). "
+            f"{foreign:,} of {len(index.scored):,} rows do not look English (criterion: letters and function words, in "
+            "more than 1 % of the rows). "
             "The anchors are English, so scores of other languages are not comparable with those of English rows."
         )
     if index.copies:
