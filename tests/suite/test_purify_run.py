@@ -238,7 +238,7 @@ def test_separation_by_hand_and_its_warnings():
     methods = {"length": ResponseLength()}
 
     def warn(found: Any, refused: Rate | None = None) -> str:
-        return "\n".join(checks.warnings(spec, methods, found, refused, {"length": 0.9}))
+        return "\n".join(checks.warnings(spec, methods, checks.Trust(found, refused, {"length": 0.9}, ())))
 
     assert warn({"length": apart}, Rate.of(19, 20)) == ""
     assert "length does not separate: 30 rows" in warn({"length": mixed})
