@@ -144,8 +144,8 @@ def warnings(spec: CheckSpec, methods: Mapping[str, Method], found: Trust) -> li
             told.append(
                 f"{name} does not separate: {controls.controls} rows known to degrade safety, scored beside yours, "
                 f"stand above a row of yours in {controls.auroc:.0%} of pairs, 95 % interval {controls.low:.0%} to "
-                f"{controls.high:.0%} (criterion: the interval begins at {spec.min_auroc:.0%} or above; 50 % is chance). "
-                "What it dropped may be no better than a random choice."
+                f"{controls.high:.0%} (criterion: the interval begins at {spec.min_auroc:.0%} or above; 50 % is "
+                "chance). What it dropped may be no better than a random choice."
             )
     for name in found.length_correlation:
         if name not in separated and spec.controls:
