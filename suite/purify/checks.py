@@ -135,16 +135,16 @@ def warnings(spec: CheckSpec, methods: Mapping[str, Method], found: Trust) -> li
     told = []
     if refused is not None and refused.value < spec.min_refused:
         told.append(
-            f"The model that scores refused {refused.value:.0%} of {refused.n} harmful requests (criterion: at least "
-            f"{spec.min_refused:.0%}). The methods compare rows with its refusals; align it first, or score with "
+            f"The model that scores refused {_percent(refused.value)} of {refused.n} harmful requests (criterion: at least "
+            f"{_percent(spec.min_refused)}). The methods compare rows with its refusals; align it first, or score with "
             "another model (scorer=…)."
         )
     for name, controls in separated.items():
         if controls.low < spec.min_auroc:
             told.append(
                 f"{name} does not separate: {controls.controls} rows known to degrade safety, scored beside yours, "
-                f"stand above a row of yours in {controls.auroc:.0%} of pairs, 95 % interval {controls.low:.0%} to "
-                f"{controls.high:.0%} (criterion: the interval begins at {spec.min_auroc:.0%} or above; 50 % is "
+                f"stand above a row of yours in {_percent(controls.auroc)} of pairs, 95 % interval {_percent(controls.low)} to "
+                f"{_percent(controls.high)} (criterion: the interval begins at {_percent(spec.min_auroc)} or above; 50 % is "
                 "chance). What it dropped may be no better than a random choice."
             )
     for name in found.length_correlation:
@@ -174,3 +174,7 @@ def check_controls_apart(methods: Mapping[str, Method]) -> None:
         check_anchors(methods, load_planted(PlantedSpec(path=None)))
     except KeelBenchError as error:
         raise KeelBenchError(f"{error} (check.controls=0 leaves the check with them out)") from error
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"

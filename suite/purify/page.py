@@ -82,7 +82,9 @@ def _facts(found: "Findings") -> list[tuple[str, str]]:
         ("scored by", f"{plan.scoring_model.name} (aligned: {record['aligned']})"),
     ]
     if found.trust.refused is not None:
-        facts.append(("it refuses", f"{found.trust.refused.value:.0%} of {found.trust.refused.n} harmful requests"))
+        facts.append(
+            ("it refuses", f"{100 * found.trust.refused.value:.0f} % of {found.trust.refused.n} harmful requests")
+        )
     return facts
 
 

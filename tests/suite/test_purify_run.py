@@ -242,7 +242,7 @@ def test_separation_by_hand_and_its_warnings():
 
     assert warn({"length": apart}, Rate.of(19, 20)) == ""
     assert "length does not separate: 30 rows" in warn({"length": mixed})
-    assert "refused 10% of 20 harmful requests (criterion: at least 50%)" in warn({"length": apart}, Rate.of(2, 20))
+    assert "refused 10 % of 20 harmful requests (criterion: at least 50 %)" in warn({"length": apart}, Rate.of(2, 20))
     assert "was not checked with control rows" in warn({})
 
 
