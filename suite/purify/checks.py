@@ -135,16 +135,17 @@ def warnings(spec: CheckSpec, methods: Mapping[str, Method], found: Trust) -> li
     told = []
     if refused is not None and refused.value < spec.min_refused:
         told.append(
-            f"The model that scores refused {_percent(refused.value)} of {refused.n} harmful requests (criterion: at least "
-            f"{_percent(spec.min_refused)}). The methods compare rows with its refusals; align it first, or score with "
-            "another model (scorer=…)."
+            f"The model that scores refused {_percent(refused.value)} of {refused.n} harmful requests (criterion: at "
+            f"least {_percent(spec.min_refused)}). The methods compare rows with its refusals; align it first, or score "
+            "with another model (scorer=…)."
         )
     for name, controls in separated.items():
         if controls.low < spec.min_auroc:
             told.append(
                 f"{name} does not separate: {controls.controls} rows known to degrade safety, scored beside yours, "
-                f"stand above a row of yours in {_percent(controls.auroc)} of pairs, 95 % interval {_percent(controls.low)} to "
-                f"{_percent(controls.high)} (criterion: the interval begins at {_percent(spec.min_auroc)} or above; 50 % is "
+                f"stand above a row of yours in {_percent(controls.auroc)} of pairs, 95 % interval "
+                f"{_percent(controls.low)} to {_percent(controls.high)} (criterion: the interval begins at "
+                f"{_percent(spec.min_auroc)} or above; 50 % is "
                 "chance). What it dropped may be no better than a random choice."
             )
     for name in found.length_correlation:
