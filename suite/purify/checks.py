@@ -136,8 +136,8 @@ def warnings(spec: CheckSpec, methods: Mapping[str, Method], found: Trust) -> li
     if refused is not None and refused.value < spec.min_refused:
         told.append(
             f"The model that scores refused {_percent(refused.value)} of {refused.n} harmful requests (criterion: at "
-            f"least {_percent(spec.min_refused)}). The methods compare rows with its refusals; align it first, or score "
-            "with another model (scorer=…)."
+            f"least {_percent(spec.min_refused)}). The methods compare rows with its refusals; align it first, or "
+            "score with another model (scorer=…)."
         )
     for name, controls in separated.items():
         if controls.low < spec.min_auroc:
