@@ -56,6 +56,7 @@ class BiAnchoring(Method):
     """
 
     name: ClassVar[str]
+    spreads: ClassVar[bool] = True
     response_tokens: int | Literal["all"] = 10
     anchor_response_tokens: int | Literal["all"] = 10
     weights: tuple[float, float, float] = (1.0, -1.0, -1.0)

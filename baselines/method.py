@@ -23,7 +23,8 @@ class Method:
 
     ``fine_tunes``: False for the un-tuned model. ``scores``: whether ``score`` exists; where it does not, selection is
     left out and all samples are used. ``uses_model`` and ``uses_seed`` say what the scores depend on, so that they are
-    computed once for all seeds, or without loading a model.
+    computed once for all seeds, or without loading a model. ``spreads``: ``score`` shares the samples among the
+    processes of a torch.distributed group (``baselines.distributed``).
     """
 
     name: ClassVar[str]
@@ -31,6 +32,7 @@ class Method:
     scores: ClassVar[bool] = True
     uses_model: ClassVar[bool] = True
     uses_seed: ClassVar[bool] = False
+    spreads: ClassVar[bool] = False
     version: ClassVar[str] = "1"  # changes whenever a score could
 
     def score(

@@ -126,6 +126,7 @@ class TrackingSpec:
 class ComputeSpec:
     device: str  # auto, cpu, cuda, cuda:1, ...
     scoring_tokens_per_batch: int
+    scoring_processes: int | typing.Literal["auto"]  # auto = one a visible GPU
     training_tokens_per_pass: int
     max_length: int
     threads: int | None

@@ -36,6 +36,7 @@ from baselines.losses import supervised_labels
 from baselines.method import Engine
 from baselines.samples import load_samples
 from eval.chat import ChatFormat
+from suite.machine import kept_memory
 from tests.baselines import plain_twins
 
 ANCHORS = 2  # pairs a set: the twin's references are slow, and their number does not change the time of a sample
@@ -142,7 +143,8 @@ def main() -> None:
             found: dict[int, float] = {}
             for turn in range(TURNS):
                 rate = max(rate, peak(dtype))
-                seconds, scores = timed(contest.engine)
+                with kept_memory():  # as the scoring stage does
+                    seconds, scores = timed(contest.engine)
                 best = min(best, seconds)
                 rows = chosen[turn::TURNS]
                 seconds, plain = timed(lambda c=contest, r=rows: [c.twin(samples[i]) for i in r])

@@ -17,6 +17,7 @@ from baselines.larf import Larf
 from baselines.method import Engine
 from baselines.records import Sample
 from eval.chat import ChatFormat
+from suite.machine import kept_memory
 from tests.benchmarks.common import alpaca, matmul_peak, print_table, smollm2_folder
 
 LAYER = 13
@@ -55,7 +56,8 @@ def main(count: int = 128) -> None:
         larf = Larf(layer=LAYER)
         larf.score(model, tokenizer, samples[:8], engine=Engine())  # warm up
         start = time.perf_counter()
-        fast = larf.score(model, tokenizer, samples, engine=Engine())
+        with kept_memory():  # as the scoring stage does
+            fast = larf.score(model, tokenizer, samples, engine=Engine())
         engine_seconds = time.perf_counter() - start
         start = time.perf_counter()
         slow = plain_scores(model, tokenizer, samples)
