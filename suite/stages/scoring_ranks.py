@@ -49,13 +49,15 @@ def processes(asked: int | Literal["auto"], method: Method) -> int:
     if asked == "auto":
         import torch
 
-        asked = max(1, torch.cuda.device_count())
-    if asked < 1:
-        raise KeelBenchError(f"compute.scoring_processes={asked!r}; auto, or a number from 1")
-    if asked > 1 and not method.spreads:
+        count = max(1, torch.cuda.device_count())
+    else:
+        count = asked
+    if count < 1:
+        raise KeelBenchError(f"compute.scoring_processes={asked}; auto, or a number from 1")
+    if count > 1 and not method.spreads:
         log.info("%s scores in one process: its samples depend on each other", method.name)
         return 1
-    return asked
+    return count
 
 
 def score_over_processes(job: Job, count: int) -> Scores:
@@ -98,8 +100,11 @@ def _rank(scratch: Path) -> None:
     result: Scores | KeelBenchError
     try:
         with progress(f"{job.method.name}, rank 0 of {state.num_processes}", share) as bar:
-            advance = bar if state.is_main_process else (lambda done: None)
-            engine = Engine(job.compute.scoring_tokens_per_batch, job.compute.max_length, advance)
+            engine = Engine(
+                tokens_per_batch=job.compute.scoring_tokens_per_batch,
+                max_length=job.compute.max_length,
+                on_progress=bar if state.is_main_process else (lambda done: None),
+            )
             result = job.method.score(model, tokenizer, job.samples, seed=job.seed, engine=engine)
     except KeelBenchError as error:
         result = KeelBenchError(str(error))
