@@ -53,6 +53,10 @@ class Method:
         """This method with what ``calibrate`` measured."""
         return self
 
+    def resumable_in(self, folder: str) -> "Method":
+        """This method with a ``folder`` from which an interrupted ``score`` goes on; itself where it cannot."""
+        return self
+
 
 def build_method(cls: type, options: dict[str, Any]) -> Any:
     """``cls`` with ``options``.

@@ -78,13 +78,13 @@ def bi_anchoring(model: Any, tokenizer: Any, samples: list[Sample]) -> Contest:
 
     def engine() -> np.ndarray:
         terms = gradient_terms(model, len(items), items.__getitem__, str, references).directions()
-        return (terms[:, 0] - terms[:, 1] - terms[:, 2]).numpy()
+        return terms[:, 0].numpy()
 
     def plain(sample: Sample) -> float:
         harm, safe1, safe2, _ = twin.terms((sample.prompt, sample.response), 10)
         return harm - safe1 - safe2
 
-    return Contest(engine, plain, sum(len(ids) for ids, _ in items), 3)
+    return Contest(engine, plain, sum(len(ids) for ids, _ in items), 1)
 
 
 METHODS = {"gradsafe": gradsafe, "bi_anchoring": bi_anchoring}
