@@ -69,12 +69,13 @@ def main(count: int = 128) -> None:
         error = max(abs(a - b) for a, b in zip(fast.score, slow, strict=True)) / max(map(abs, slow))
         rows.append(
             [str(dtype).removeprefix("torch."), f"{plain_seconds:.1f}", f"{engine_seconds:.1f}",
-             f"{plain_seconds / engine_seconds:.1f}", f"{reference / engine_seconds:.1f}", f"{len(scored) / engine_seconds:.1f}",
+             f"{plain_seconds / engine_seconds:.1f}", f"{reference / engine_seconds:.1f}",
+             f"{len(scored) / engine_seconds:.1f}",
              f"{tokens / engine_seconds:.0f}", f"{100 * share:.0f} %", f"{error:.1e}",
              f"{spearmanr(fast.score, slow).statistic:.5f}"]
         )  # fmt: skip
-    columns = ["dtype", "plain s", "engine s", "ratio", "to float32 twin", "samples/s", "tokens/s", "of matmul peak", "max rel. error",
-               "Spearman"]  # fmt: skip
+    columns = ["dtype", "plain s", "engine s", "ratio", "to float32 twin", "samples/s", "tokens/s", "of matmul peak",
+               "max rel. error", "Spearman"]  # fmt: skip
     print_table(f"LARF, SmolLM2, layer {LAYER}, {count} rows and 100 anchors", columns, rows)
     memory()
 
