@@ -4,7 +4,6 @@ The twin runs one conversation a forward pass through the whole model, head incl
 Then memory: peak of a process that scores 500 rows against one that scores 10,000.
 """
 
-import resource
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ from baselines.larf import Larf
 from baselines.method import Engine
 from baselines.records import Sample
 from eval.chat import ChatFormat
-from suite.machine import kept_memory
+from suite.machine import kept_memory, peak_memory_mb
 from tests.benchmarks.common import alpaca, matmul_peak, print_table, smollm2_folder
 
 LAYER = 13
@@ -107,7 +106,7 @@ def score_many(count: int) -> None:
     ]
     model = AutoModelForCausalLM.from_pretrained(smollm2_folder(), dtype=torch.bfloat16).eval()
     Larf(layer=1).score(model, AutoTokenizer.from_pretrained(smollm2_folder()), samples)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print(peak_memory_mb())
 
 
 if __name__ == "__main__":
