@@ -108,6 +108,10 @@ class StageCache:
         log.info("%s: from the cache", title)
         return found
 
+    def find(self, stage: str, key: str) -> Entry | None:
+        """A finished entry by its key; None where there is none, or a damaged one."""
+        return self._found(stage, key, self.root / stage / key)
+
     def _compute(
         self,
         stage: str,

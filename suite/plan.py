@@ -18,7 +18,7 @@ from baselines.method import Method, build_method
 from baselines.regularizer import Regularizer, build_regularizer
 from eval.benchmarks import BenchmarkSpec
 from eval.errors import KeelBenchError, UnknownNameError
-from eval.judges import get_judge
+from eval.judges import Judge, judge_class
 from suite.sources import HubSet, Source
 
 
@@ -149,7 +149,7 @@ class RunPlan:
     train: LoraRecipe
     benchmarks: tuple[BenchmarkSource, ...]
     evaluation: EvalSpec
-    judge: str
+    judge: Judge
     backend: BackendSpec
     tracking: TrackingSpec
     compute: ComputeSpec
@@ -184,8 +184,6 @@ def plan_from_config(config: Mapping[str, Any]) -> RunPlan:
     regularizer = build_regularizer(regularizer_options.pop("name"), regularizer_options)
     if method.name == "vcl" and regularizer.name != "vcl":
         raise KeelBenchError("method=vcl is the VCL regulariser on all samples: it needs regularizer=vcl")
-    judge_options = dict(config["judge"])
-    get_judge(judge_options.pop("name"), **judge_options)
     return RunPlan(
         model=model_spec(config["model"]),
         dataset=dataset_spec(config["dataset"]),
@@ -195,7 +193,7 @@ def plan_from_config(config: Mapping[str, Any]) -> RunPlan:
         train=build(LoraRecipe, config["train"], "train"),
         benchmarks=tuple(_benchmark(name, spec) for name, spec in (config["benchmark"] or {}).items()),
         evaluation=build(EvalSpec, config["eval"], "eval"),
-        judge=config["judge"]["name"],
+        judge=judge_of(config["judge"]),
         backend=build(BackendSpec, config["backend"], "backend"),
         tracking=build(TrackingSpec, config["tracking"], "tracking"),
         compute=build(ComputeSpec, config["compute"], "compute"),
@@ -210,6 +208,13 @@ def method_of(config: Mapping[str, Any]) -> Method:
     options = {k: _tupled(v) for k, v in config.items()}
     method: Method = build_method(get_method(options.pop("name")), options)
     return method
+
+
+def judge_of(config: Mapping[str, Any]) -> Judge:
+    """The judge that a section such as ``conf/judge/llama_guard.yaml`` describes."""
+    options = dict(config)
+    judge: Judge = build(judge_class(options.pop("name")), options, "judge")
+    return judge
 
 
 def paths_spec(config: Mapping[str, Any]) -> PathsSpec:
