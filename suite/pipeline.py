@@ -20,7 +20,7 @@ from suite.plan import RunPlan
 from suite.records import RunRecord, write_record
 from suite.stages.data import Data, ids_key, load_data, load_prompts
 from suite.stages.finetuning import fine_tune_selection
-from suite.stages.generation import complete
+from suite.stages.generation import check_backend, complete
 from suite.stages.judging import judge_completions, score_means, total_usage, with_weights
 from suite.stages.models import LoadedModel, locate, prepare
 from suite.stages.scoring import score
@@ -56,6 +56,10 @@ def check(plan: RunPlan) -> tuple[Data, dict[str, list[Prompt]]]:
     try:
         locate(plan.model)
         plan.method.calibration()  # reads the method's own files
+    except KeelBenchError as error:
+        problems.append(str(error))
+    try:
+        check_backend(plan.backend)
     except KeelBenchError as error:
         problems.append(str(error))
     try:

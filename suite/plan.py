@@ -112,6 +112,20 @@ class BackendSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VllmSpec:
+    """vLLM's engine; None leaves a choice to it or, on a CPU, to ``eval.vllm_engine``."""
+
+    name: str
+    merge_adapter: bool
+    max_model_len: int
+    max_num_seqs: int
+    gpu_memory_utilization: float
+    kv_cache_gib: float | None
+    enforce_eager: bool | None
+    tensor_parallel_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrackingSpec:
     mode: str  # auto, online, offline, disabled
     project: str
@@ -150,7 +164,7 @@ class RunPlan:
     benchmarks: tuple[BenchmarkSource, ...]
     evaluation: EvalSpec
     judge: Judge
-    backend: BackendSpec
+    backend: BackendSpec | VllmSpec
     tracking: TrackingSpec
     compute: ComputeSpec
     paths: PathsSpec
@@ -194,13 +208,16 @@ def plan_from_config(config: Mapping[str, Any]) -> RunPlan:
         benchmarks=tuple(_benchmark(name, spec) for name, spec in (config["benchmark"] or {}).items()),
         evaluation=build(EvalSpec, config["eval"], "eval"),
         judge=judge_of(config["judge"]),
-        backend=build(BackendSpec, config["backend"], "backend"),
+        backend=build(BACKENDS[config["backend"]["name"]], config["backend"], "backend"),
         tracking=build(TrackingSpec, config["tracking"], "tracking"),
         compute=build(ComputeSpec, config["compute"], "compute"),
         paths=paths_spec(config["paths"]),
         seed=checked(int, config["seed"], "seed"),
         arm=config.get("arm"),
     )
+
+
+BACKENDS = {"hf": BackendSpec, "vllm": VllmSpec}
 
 
 def method_of(config: Mapping[str, Any]) -> Method:

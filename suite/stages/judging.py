@@ -32,7 +32,7 @@ def with_weights(judge: Judge) -> Judge:
 
 def judge_inputs(judge: Judge, prompts: Sequence[Prompt], completions_key: str) -> dict[str, object]:
     """What verdicts depend on."""
-    inputs = {"completions": completions_key, "judge": judge.name, "judge_version": judge.version}
+    inputs: dict[str, object] = {"completions": completions_key, "judge": judge.name, "judge_version": judge.version}
     if isinstance(judge, ModelJudge):
         inputs |= judge.identity()
         inputs["weights"] = folder_fingerprint(judge.weights) if judge.weights is not None else None
