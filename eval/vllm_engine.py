@@ -60,7 +60,7 @@ class VllmEngine:
         # Before vLLM is imported: nothing is reported to anybody, and its progress is not our output.
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("DO_NOT_TRACK", "1")
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         from transformers import AutoConfig, AutoTokenizer
         from vllm import LLM
         from vllm.platforms import current_platform
@@ -96,6 +96,7 @@ class VllmEngine:
                 enable_prefix_caching=False,  # an answer does not depend on what was asked before it
                 seed=0,
                 disable_log_stats=True,
+                use_tqdm_on_load=False,
                 **options,
             )
         except (ValueError, RuntimeError, NotImplementedError) as error:
