@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace, TracebackType
 from typing import Any
 
-from eval.chat import ChatFormat
+from eval.chat import ChatFormat, generation_config
 from eval.errors import CapacityError, KeelBenchError
 from eval.generation import completion, encode
 from eval.records import Completion, Prompt
@@ -65,10 +65,9 @@ class VllmEngine:
         from vllm import LLM
         from vllm.platforms import current_platform
 
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        self.tokenizer, self.chat = tokenizer, ChatFormat(tokenizer)
-        self.stop = self.chat.stop_ids(SimpleNamespace(generation_config=_generation_config(folder, config)))
+        self._generation_config = generation_config(folder, config)
         context = getattr(config, "max_position_embeddings", None)
         self.context = min(max_model_len, context or max_model_len)
         self._lora: Any = None
@@ -116,17 +115,26 @@ class VllmEngine:
         Raises:
             CapacityError: a prompt and its answer do not fit ``max_model_len`` or the model's context.
         """
+        if not prompts:
+            return []
+        chat = ChatFormat(self.tokenizer)
+        stop = chat.stop_ids(SimpleNamespace(generation_config=self._generation_config))
+        new_ids = self.generate_ids(encode(chat, prompts, system, max_new_tokens, self.context), max_new_tokens, stop)
+        on_batch(len(new_ids))
+        return [completion(self.tokenizer, prompt, ids, stop) for prompt, ids in zip(prompts, new_ids, strict=True)]
+
+    def generate_ids(
+        self, encoded: Sequence[Sequence[int]], max_new_tokens: int, stop: Sequence[int]
+    ) -> list[Sequence[int]]:
+        """Greedy continuations of token ids, each up to and with its first stop token."""
         from vllm import SamplingParams
 
-        encoded = encode(self.chat, prompts, system, max_new_tokens, self.context)
         params = SamplingParams(
-            temperature=0.0, max_tokens=max_new_tokens, stop_token_ids=self.stop, ignore_eos=True, detokenize=False
+            temperature=0.0, max_tokens=max_new_tokens, stop_token_ids=list(stop), ignore_eos=True, detokenize=False
         )
-        asked = [{"prompt_token_ids": ids} for ids in encoded]
-        outputs = self._engine.generate(asked, params, lora_request=self._lora, use_tqdm=False) if asked else []
-        on_batch(len(outputs))
-        answers = zip(prompts, outputs, strict=True)
-        return [completion(self.tokenizer, prompt, out.outputs[0].token_ids, self.stop) for prompt, out in answers]
+        asked = [{"prompt_token_ids": list(ids)} for ids in encoded]
+        outputs = self._engine.generate(asked, params, lora_request=self._lora, use_tqdm=False)
+        return [out.outputs[0].token_ids for out in outputs]
 
     def close(self) -> None:
         """Stop the engine and its processes; further calls do nothing."""
@@ -139,15 +147,6 @@ class VllmEngine:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
-
-
-def _generation_config(folder: Path, config: Any) -> Any:
-    """What transformers would give a model loaded from ``folder``."""
-    from transformers import GenerationConfig
-
-    if (folder / "generation_config.json").is_file():
-        return GenerationConfig.from_pretrained(folder)
-    return GenerationConfig.from_model_config(config)
 
 
 def _max_rank(adapter: Path) -> int:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from eval.errors import KeelBenchError
 from eval.judges.asking import Question, Reply
-from eval.judges.local import LocalModel
+from eval.judges.local import LocalModel, check_engine
 from eval.judges.server import Server
 from eval.records import Completion, Expected, Label, Prompt, Usage, Verdict, Verdicts
 
@@ -32,7 +32,7 @@ class ModelJudge(ABC):
 
     model: str  # a hub repository or a folder; with a server, the name the model is served under
     revision: str | None
-    server: str | None  # URL of an OpenAI-compatible server; None = transformers, in this process
+    server: str | None  # URL of an OpenAI-compatible server; None = a model in this process
     key_variable: str | None  # environment variable with the server's API key; None = it wants none
     max_new_tokens: int
     temperature: float | None  # of a server; in this process decoding is always greedy
@@ -42,6 +42,7 @@ class ModelJudge(ABC):
     timeout: float
     price_input: float | None  # dollars a million prompt tokens
     price_output: float | None  # dollars a million generated tokens
+    engine: str  # without a server: transformers or vllm
     dtype: str
     device: str
     tokens_per_batch: int
@@ -75,6 +76,8 @@ class ModelJudge(ABC):
         self.prompt_identity()
         if self.server is not None:
             self._server.check()
+        else:
+            check_engine(self.engine)
 
     @property
     def described(self) -> str:
@@ -86,7 +89,7 @@ class ModelJudge(ABC):
         process are the caller's to add."""
         shared = {"max_new_tokens": self.max_new_tokens, "prompt": self.prompt_identity()}
         if self.server is None:
-            return {**shared, "through": "transformers", "dtype": self.dtype}
+            return {**shared, "through": self.engine, "dtype": self.dtype}
         return {
             **shared,
             "through": "server",
@@ -135,7 +138,11 @@ class ModelJudge(ABC):
         if self.weights is None:
             raise KeelBenchError(f"judge {self.name}: the weights of {self.model} have not been looked for")
         return LocalModel(
-            folder=self.weights, dtype=self.dtype, device=self.device, tokens_per_batch=self.tokens_per_batch
+            folder=self.weights,
+            engine=self.engine,
+            dtype=self.dtype,
+            device=self.device,
+            tokens_per_batch=self.tokens_per_batch,
         )
 
     @property

@@ -132,3 +132,21 @@ def test_without_vllm_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(KeelBenchError, match="make setup-vllm"):
         check_installed()
+
+
+def test_a_judge_through_vllm_says_what_it_says_through_transformers(smollm2_folder):
+    from eval.judges.asking import Question
+    from eval.judges.local import LocalModel
+
+    questions = [Question(turns=(("user", text),)) for text in TEXTS[:5]]
+    questions += [Question(text="The capital of France is"), Question(text="word " * 9000)]
+    replies = {
+        engine: LocalModel(
+            folder=smollm2_folder, engine=engine, dtype="float32", device="cpu", tokens_per_batch=4096
+        ).answer(questions, 8)
+        for engine in ("transformers", "vllm")
+    }
+    same = [a == b for a, b in zip(replies["transformers"], replies["vllm"], strict=True)]
+    assert sum(same) >= 6
+    assert "exceeds the judge's context of 8192" in replies["vllm"][-1].error
+    assert [r.prompt_tokens for r in replies["vllm"]] == [r.prompt_tokens for r in replies["transformers"]]
