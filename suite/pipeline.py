@@ -268,7 +268,7 @@ def _public(plan: RunPlan) -> dict[str, Any]:
 
 def _settings(judge: Judge) -> dict[str, Any]:
     """A judge's settings without what tells of somebody's machine or network."""
-    private = ("model", "server", "weights", "prompt_file", "key_variable")
+    private = ("model", "server", "weights", "kept", "prompt_file", "key_variable")
     return {k: v for k, v in asdict(judge).items() if k not in private} if is_dataclass(judge) else {}
 
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from eval.errors import KeelBenchError
 from eval.judges.asking import Question, Reply
+from eval.judges.kept import KeptReplies
 from eval.judges.local import LocalModel, check_engine
 from eval.judges.server import Server
 from eval.records import Completion, Expected, Label, Prompt, Usage, Verdict, Verdicts
@@ -27,7 +28,8 @@ class ModelJudge(ABC):
     """A judge that puts one question a completion to a language model.
 
     A subclass says what is asked (``question``) and reads the reply (``read``, None where it cannot). The settings are
-    those of ``conf/judge``; ``weights`` is the model's folder once it has been found, needed where no server is named.
+    those of ``conf/judge``; ``weights`` is the model's folder once it has been found, needed where no server is named,
+    and ``kept`` a file of the caller's.
     """
 
     model: str  # a hub repository or a folder; with a server, the name the model is served under
@@ -47,6 +49,7 @@ class ModelJudge(ABC):
     device: str
     tokens_per_batch: int
     weights: Path | None = None
+    kept: Path | None = None  # where a server's replies are kept as they come; None = nowhere
 
     name: ClassVar[str]
     version: ClassVar[str]  # of the question and its reading
@@ -107,7 +110,7 @@ class ModelJudge(ABC):
         pairs = list(zip(prompts, completions, strict=True))
         asked = [(p, c) for p, c in pairs if p.expected in self.judged]
         questions = [self.question(p, c) for p, c in asked]
-        replies = iter(self._answerer().answer(questions, self.max_new_tokens, on_reply) if questions else [])
+        replies = iter(self._replies(questions, on_reply) if questions else [])
         verdicts, given = [], []
         for prompt, completion in pairs:
             if prompt.expected not in self.judged:
@@ -132,9 +135,20 @@ class ModelJudge(ABC):
             dollars = (read * self.price_input + written * self.price_output) / 1e6
         return Usage(len(replies), read, written, dollars)
 
-    def _answerer(self) -> Server | LocalModel:
-        if self.server is not None:
-            return self._server
+    def _replies(self, questions: Sequence[Question], on_reply: Callable[[int], None]) -> list[Reply]:
+        if self.server is None:
+            return self._local.answer(questions, self.max_new_tokens, on_reply)
+        if self.kept is None:
+            return self._server.answer(questions, self.max_new_tokens, on_reply)
+        kept = KeptReplies(self.kept)
+        found = [kept.get(question) for question in questions]
+        missing = [question for question, reply in zip(questions, found, strict=True) if reply is None]
+        on_reply(len(questions) - len(missing))
+        new = iter(self._server.answer(missing, self.max_new_tokens, on_reply, kept.keep))
+        return [next(new) if reply is None else reply for reply in found]
+
+    @property
+    def _local(self) -> LocalModel:
         if self.weights is None:
             raise KeelBenchError(f"judge {self.name}: the weights of {self.model} have not been looked for")
         return LocalModel(

@@ -54,10 +54,15 @@ class Server:
             raise UnknownNameError(f"model at {self.url}:", self.model, served)
 
     def answer(
-        self, questions: Sequence[Question], max_new_tokens: int, on_reply: Callable[[int], None] = lambda done: None
+        self,
+        questions: Sequence[Question],
+        max_new_tokens: int,
+        on_reply: Callable[[int], None] = lambda done: None,
+        keep: Callable[[Question, Reply], None] = lambda question, reply: None,
     ) -> list[Reply]:
         """One reply a question, in order. A request that the server calls malformed (a text beyond the context, a
-        filtered one) gets a reply that says so; whatever would befall every request ends the call.
+        filtered one) gets a reply that says so; whatever would befall every request ends the call. ``keep`` is told
+        every reply as it comes, in the thread it comes in.
 
         Raises:
             ServerError: the key is refused, the model unknown, or the server still fails after all retries.
@@ -65,7 +70,7 @@ class Server:
         client = self._client(retries=self.retries, timeout=self.timeout)
         replies = []
         with ThreadPoolExecutor(max_workers=self.concurrency) as pool:
-            waiting = [pool.submit(self._ask, client, question, max_new_tokens) for question in questions]
+            waiting = [pool.submit(self._ask, client, question, max_new_tokens, keep) for question in questions]
             try:
                 for future in waiting:
                     replies.append(future.result())
@@ -75,7 +80,9 @@ class Server:
                 raise
         return replies
 
-    def _ask(self, client: Any, question: Question, max_new_tokens: int) -> Reply:
+    def _ask(
+        self, client: Any, question: Question, max_new_tokens: int, keep: Callable[[Question, Reply], None]
+    ) -> Reply:
         import openai
 
         options: dict[str, Any] = {"model": self.model, self.limit_parameter: max_new_tokens}
@@ -95,12 +102,14 @@ class Server:
             how = f"still failed after {self.retries} retries" if passing else "refused"
             raise ServerError(f"the judge's server {self.url} {how}: {_told(error)}") from error
         used = done.usage
-        return Reply(
+        reply = Reply(
             text or "",
             used.prompt_tokens if used else 0,
             used.completion_tokens if used else 0,
             "" if text else f"an empty answer (finish reason: {_finish(done)})",
         )
+        keep(question, reply)
+        return reply
 
     def _client(self, retries: int, timeout: float) -> Any:
         import openai

@@ -53,6 +53,10 @@ def judge_completions(
 ) -> tuple[Verdicts, Entry]:
     """The judge's verdicts, in the prompts' order."""
 
+    if isinstance(judge, ModelJudge) and judge.server is not None:
+        kept = cache.root / "judge_replies" / f"{judge_tag(judge)}.jsonl"
+        judge = replace(judge, kept=kept)  # type: ignore[assignment]
+
     def compute_stage(out: Path) -> int:
         with progress(f"judging by {judge.name}", len(prompts)) as advance:
             verdicts = judge(prompts, completions, advance)

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from eval.errors import KeelBenchError
 from eval.judges.asking import Question
 from eval.judges.server import Server, ServerError
+from eval.records import Completion, Prompt
+from tests.eval.judge_settings import judge
 
 CHAT = Question(turns=(("user", "Hello"),))
 
@@ -115,6 +118,35 @@ def test_one_malformed_request_costs_one_verdict_only(scripted):
     replies = scripted.client().answer(questions, 50)
     assert [r.text for r in replies] == ["ok", "", "ok"]
     assert "too long" in replies[1].error
+
+
+def test_what_was_answered_before_a_failure_is_not_asked_again(scripted, tmp_path):
+    prompts = [Prompt(f"p{i}", "b", f"Request {i}", "", "refuse") for i in range(5)]
+    completions = [Completion(p.id, "Well.", 2, "stop") for p in prompts]
+    settings = {"server": scripted.url, "model": "m", "key_variable": None, "retries": 0, "concurrency": 1}
+    guard = replace(judge("rubric", **settings), kept=tmp_path / "replies" / "r.jsonl")
+    scripted.replies = [chat_reply("#thescore: 5"), chat_reply("#thescore: 1"), failure(500)]
+    with pytest.raises(ServerError):
+        guard(prompts, completions)
+    assert len(guard.kept.read_text().splitlines()) == 2
+    with guard.kept.open("a") as handle:
+        handle.write('{"question": "cut sh')  # as a crash leaves it
+    scripted.seen.clear()
+    scripted.replies = [chat_reply("#thescore: 2")]
+    done = []
+    verdicts = guard(prompts, completions, done.append)
+    assert [v.score for v in verdicts] == [5, 1, 2, 2, 2]
+    assert len(scripted.seen) == 3
+    assert sum(done) == 5
+    assert verdicts.usage.requests == 5
+    scripted.seen.clear()
+    assert guard(prompts, completions) == verdicts
+    assert scripted.seen == []
+    scripted.replies = [chat_reply(None, "content_filter")]
+    unanswered = [replace(completions[0], text="Other.")]
+    assert guard(prompts[:1], unanswered)[0].label == "unparsed"
+    scripted.replies = [chat_reply("#thescore: 3")]
+    assert guard(prompts[:1], unanswered)[0].score == 3  # an empty answer is no answer to keep
 
 
 def test_an_empty_answer_says_why(scripted):

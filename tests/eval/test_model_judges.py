@@ -216,23 +216,12 @@ def test_identity_has_what_changes_a_verdict_and_nothing_else():
     assert "key" not in str(base.identity()).lower()
 
 
-class Replies:
-    """Stands where a model stands: given replies, in order."""
-
-    def __init__(self, *replies: Reply):
-        self.replies = replies
-
-    def answer(self, questions, max_new_tokens, on_reply=lambda done: None):
-        assert len(questions) == len(self.replies)
-        return list(self.replies)
-
-
 def test_verdicts_keep_order_raw_replies_and_cost(monkeypatch):
     guard = judge("rubric", price_input=2.0, price_output=10.0)
-    replies = Replies(
+    replies = [
         Reply("#thescore: 5", 100, 10), Reply("No idea", 50, 2), Reply("", 0, 0, "refused by the server: too long")
-    )
-    monkeypatch.setattr(type(guard), "_answerer", lambda self: replies)
+    ]  # fmt: skip
+    monkeypatch.setattr(type(guard), "_replies", lambda self, questions, on_reply: replies)
     prompts = [Prompt(f"p{i}", "b", "?", "", "comply" if i == 1 else "refuse") for i in range(4)]
     completions = [Completion(f"p{i}", "text", 1, "stop") for i in range(4)]
     verdicts = guard(prompts, completions)
