@@ -35,7 +35,8 @@ def _natural(part: str) -> tuple[int, int | str]:
 
 def metrics(rows: Sequence[Row]) -> list[str]:
     """Names of the rates worth a column: attack success first, then false refusals, then what never is zero."""
-    names = [k for row in rows for k in row if "/" in k and f"{k}/low" in row]
+    # Rates that another judge gave later (suite.judge) are not this run's: they have its name in front.
+    names = [k for row in rows for k in row if k.split("/")[0] in _PREFIXES and f"{k}/low" in row]
     ordered = sorted(dict.fromkeys(names), key=lambda n: (_PREFIXES.index(n.split("/")[0]), n))
     return [n for n in ordered if n.startswith(("asr/", "false_refusal/")) or any(row.get(n) for row in rows)]
 
