@@ -16,6 +16,7 @@ from eval.judges import get_judge
 from eval.metrics import ATTACK_SUCCEEDED, safety_rates
 from eval.records import Completion, Prompt, Verdict
 from suite.cache import Entry, StageCache, fingerprint
+from suite.conditions import decoding, devices, template_fingerprint
 from suite.plan import RunPlan
 from suite.records import RunRecord, write_record
 from suite.stages.data import Data, ids_key, load_data, load_prompts
@@ -111,6 +112,7 @@ def run(plan: RunPlan, folder: Path, sweep: str) -> RunRecord:
             entries += [entry, judged]
 
         everything = [p for asked in prompts.values() for p in asked]
+        device, gpus = devices(plan.compute.device)
         rates = safety_rates(everything, [v for given in verdicts.values() for v in given])
         record = RunRecord(
             run_id=fingerprint([e.key for e in entries])[:12],
@@ -133,7 +135,9 @@ def run(plan: RunPlan, folder: Path, sweep: str) -> RunRecord:
             max_new_tokens=plan.evaluation.max_new_tokens,
             prompt_limit=plan.evaluation.limit,
             dtype=plan.model.dtype,
-            device=plan.compute.device,
+            device=device,
+            gpus=gpus,
+            decoding=decoding(plan.evaluation, plan.backend),
             rates=rates,
             train_loss=adapter.curve[-1]["loss"] if adapter else None,
             entries=tuple(entries),
@@ -143,6 +147,7 @@ def run(plan: RunPlan, folder: Path, sweep: str) -> RunRecord:
                 "prompts": ids_key([p.id for p in everything]),
                 "model": weights.key,
                 "code": code_fingerprint(),
+                "template": template_fingerprint(weights.folder),
             },
             scorer_info=scored.scores.info if scored else {},
             versions=_versions(),

@@ -33,11 +33,13 @@ class RunRecord:
     max_new_tokens: int
     prompt_limit: int | None
     dtype: str
-    device: str
+    device: str  # cpu, cuda
+    gpus: int = 0
+    decoding: str = ""  # suite.conditions
     rates: dict[str, Rate] = field(default_factory=dict)
     train_loss: float | None = None  # of the last optimiser step, nats a token
     entries: tuple[Entry, ...] = ()  # every stage the run rests on
-    fingerprints: dict[str, str] = field(default_factory=dict)  # config, data, prompts, code, model
+    fingerprints: dict[str, str] = field(default_factory=dict)  # config, data, prompts, code, model, template
     scorer_info: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
 

@@ -88,9 +88,16 @@ def summarise(sweep: Path) -> bool:
     """
     if any(status["state"] == "finished" for status in _statuses(sweep).values()):
         from suite.report import write_report
+        from suite.report.load import load_sweep
         from suite.results import collect, print_comparison
+        from suite.statistics.compare import compare, write_differences
+        from suite.statistics.outcomes import points_of
+        from suite.statistics.terminal import print_differences
 
         print_comparison(collect(sweep, write=True))
+        found = compare(points_of(load_sweep(sweep)[0]))
+        write_differences(sweep, found)
+        print_differences(found)
         print(f"\nReport: {write_report(sweep)}\nRows:   {sweep / 'results.parquet'}")
     return not told_failures(sweep)
 

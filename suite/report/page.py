@@ -9,6 +9,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from suite.report import plots, tables
 from suite.report.load import by_name, load_qualities, load_sweep
 from suite.report.svg import swatch
+from suite.statistics.compare import compare
+from suite.statistics.outcomes import points_of
 
 
 def write_report(sweep: Path) -> Path:
@@ -19,6 +21,7 @@ def write_report(sweep: Path) -> Path:
     """
     runs, failures = load_sweep(sweep)
     qualities = load_qualities(sweep)
+    found = compare(points_of(runs))
     page = (
         environment()
         .get_template("page.html.j2")
@@ -31,8 +34,9 @@ def write_report(sweep: Path) -> Path:
             legend={name: same[0].color for name, same in by_name(runs).items()},
             title="Filter quality" if qualities and not runs else tables.title(runs),
             heading=tables.heading(runs) if runs else [],
-            comparison=tables.comparison(runs),
-            over_seeds=tables.over_seeds(runs),
+            comparison=tables.comparison(runs, found),
+            differences=tables.differences(found),
+            over_seeds=tables.over_seeds(runs, found),
             rates=plots.rates(runs),
             losses=plots.losses(runs),
             distributions=plots.score_distributions(runs),

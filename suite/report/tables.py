@@ -10,6 +10,9 @@ import pyarrow as pa
 
 from suite.report.load import Run, by_name
 from suite.results import Row, conditions, metrics
+from suite.statistics.compare import Comparison
+from suite.statistics.paired import ALPHA, POWER, least_discordant
+from suite.statistics.terminal import shown_p, shown_smallest, why_not
 
 Cells = dict[str, Any]
 
@@ -48,25 +51,34 @@ def _values(runs: Sequence[Run], column: str) -> str:
     return ", ".join(dict.fromkeys(str(run.row.get(column)) for run in runs))
 
 
-def comparison(runs: Sequence[Run]) -> Cells:
-    """One row a run, one column a rate."""
+def comparison(runs: Sequence[Run], found: Comparison | None = None) -> Cells:
+    """One row a run, one column a rate; of names with one run, rates that differ from the reference's are marked."""
     rows = [run.row for run in runs]
     columns = metrics(rows)
+    alone = {name for name, same in by_name(runs).items() if len(same) == 1}
     return {
         "columns": [
             {
-                "kind": _KINDS[name.split("/")[0]],
+                "kind": KINDS.get(name.split("/")[0], name.split("/")[0]),
                 "benchmark": name.split("/", 1)[1],
                 "n": "/".join(map(str, sorted({n for row in rows if (n := row.get(f"{name}/n")) is not None}))),
             }
             for name in columns
         ],
-        "rows": [{"run": run, "rates": [_rate(run.row, name) for name in columns]} for run in runs],
+        "rows": [
+            {
+                "run": run,
+                "rates": [
+                    _marked(_rate(run.row, c), found if run.name in alone else None, run.name, c) for c in columns
+                ],
+            }
+            for run in runs
+        ],
         "unequal": conditions(rows),
     }
 
 
-_KINDS = {"asr": "ASR", "false_refusal": "false refusal", "incoherent": "incoherent", "unparsed": "unparsed"}
+KINDS = {"asr": "ASR", "false_refusal": "false refusal", "incoherent": "incoherent", "unparsed": "unparsed"}
 
 
 def _rate(row: Row, name: str) -> Cells | None:
@@ -77,24 +89,76 @@ def _rate(row: Row, name: str) -> Cells | None:
     return {k: 100 * row[f"{name}{s}"] for k, s in (("value", ""), ("low", "/low"), ("high", "/high"))}
 
 
-def over_seeds(runs: Sequence[Run]) -> list[Cells]:
-    """Mean and standard deviation of each rate over a name's seeds; empty unless some name has several."""
+def _marked(cell: Cells | None, found: Comparison | None, name: str, rate: str) -> Cells | None:
+    """The cell, and whether its difference from the reference's survives correction."""
+    if cell is None:
+        return None
+    difference = found.against_reference(name, rate) if found is not None else None
+    return cell | {"survives": difference is not None and difference.survives}
+
+
+def over_seeds(runs: Sequence[Run], found: Comparison | None = None, *, always: bool = False) -> list[Cells]:
+    """Mean, standard deviation and interval of each rate over a name's seeds; empty unless some name has several, or
+    ``always``. The interval is bootstrapped over seeds × prompts; of one run it is Wilson's."""
     columns = metrics([run.row for run in runs])
     rows: list[Cells] = []
     several = False
     for name, same in by_name(runs).items():
-        one_each = list({run.row["seed"]: run for run in same}.values())  # a seed that ran twice counts once
+        # A seed that ran twice counts once, and so does the un-tuned model, which no seed changes.
+        one_each = list({run.row["seed"] if run.row.get("n_selected") else 0: run for run in same}.values())
         several |= len(one_each) > 1
         cells = []
         for column in columns:
-            values = [rate["value"] for run in one_each if (rate := _rate(run.row, column)) is not None]
-            cells.append(
-                {"mean": statistics.mean(values), "sd": statistics.stdev(values) if len(values) > 1 else None}
-                if values
-                else None
-            )
+            given = [rate for run in one_each if (rate := _rate(run.row, column)) is not None]
+            values = [rate["value"] for rate in given]
+            if not values:
+                cells.append(None)
+                continue
+            mean, sd = statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None
+            low, high = _interval(given, found, name, column)
+            cell = {"mean": mean, "sd": sd, "low": low, "high": high}
+            cells.append(_marked(cell, found, name, column))
         rows.append({"name": name, "color": same[0].color, "seeds": len(one_each), "cells": cells})
-    return rows if several else []
+    return rows if several or always else []
+
+
+def _interval(rates: Sequence[Cells], found: Comparison | None, name: str, column: str) -> tuple[Any, Any]:
+    if len(rates) == 1:
+        return rates[0]["low"], rates[0]["high"]
+    low, high = (found.intervals if found is not None else {}).get((name, column), (None, None))
+    return (None, None) if low is None or high is None else (100 * low, 100 * high)
+
+
+def differences(found: Comparison) -> Cells:
+    """The tests, as text; those against a reference first."""
+    rows = [
+        {
+            "pair": f"{d.point} − {d.reference}",
+            "kind": KINDS.get(d.rate.split("/")[0], ""),
+            "benchmark": d.rate.split("/", 1)[1],
+            "rates": f"{100 * d.point_rate:.1f} − {100 * d.reference_rate:.1f}",
+            "difference": f"{100 * d.difference:+.1f}",
+            "interval": f"{100 * d.low:.1f} to {100 * d.high:.1f}",
+            "discordant": f"{d.more} : {d.fewer}",
+            "size": f"{d.prompts} × {d.seeds}",
+            "p": shown_p(d.p),
+            "p_holm": shown_p(d.p_holm),
+            "smallest": shown_smallest(d),
+            "survives": d.survives,
+        }
+        for d in sorted(found.differences, key=lambda d: d.reference not in found.references)
+    ]
+    tests = len(found.differences)
+    return {
+        "rows": rows,
+        "references": found.references,
+        "not_compared": [why_not(pair) for pair in found.not_compared],
+        "tests": tests,
+        "one_seed": any(d.seeds == 1 for d in found.differences),
+        "alpha": f"{ALPHA / max(1, tests):.2g}",
+        "power": f"{100 * POWER:.0f}",
+        "least": least_discordant(ALPHA / max(1, tests)),
+    }
 
 
 def rankings(runs: Sequence[Run]) -> list[Cells]:

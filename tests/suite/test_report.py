@@ -181,7 +181,7 @@ def test_seeds_are_averaged_only_over_equal_points(tmp_path):
     runs, _ = load_sweep(fake_sweep(tmp_path, (*points, Point("none", seed=7, tokens=512))))
     rows = {row["name"]: row for row in over_seeds(runs)}
     seeds = {name: row["seeds"] for name, row in rows.items()}
-    assert seeds == {"none · 128 tokens": 3, "none · 512 tokens": 1, "random": 3}
+    assert seeds == {"none · 128 tokens": 1, "none · 512 tokens": 1, "random": 3}  # no seed changes the un-tuned
     rates = [100 * run.row["asr/mini_harmful"] for run in runs if run.name == "random"]
     assert rows["random"]["cells"][0]["mean"] == pytest.approx(sum(rates) / 3)
     assert rows["none · 512 tokens"]["cells"][0]["sd"] is None
