@@ -39,11 +39,15 @@ def _natural(part: str) -> tuple[int, int | str]:
 def metrics(rows: Sequence[Row]) -> list[str]:
     """Names of the rates worth a column: attack success first, then false refusals, then what never is zero."""
     names = [k for row in rows for k in row if "/" in k and f"{k}/low" in row]
-    ordered = sorted(dict.fromkeys(names), key=lambda n: (_PREFIXES.index(n.split("/")[0]), n))
+    ordered = sorted(dict.fromkeys(names), key=lambda n: (_place(n.split("/")[0]), n))
     return [n for n in ordered if n.startswith(("asr/", "false_refusal/")) or any(row.get(n) for row in rows)]
 
 
-_PREFIXES = ["asr", "false_refusal", "incoherent", "unparsed"]
+_PREFIXES = ["asr", "false_refusal", "utility", "incoherent", "unparsed"]
+
+
+def _place(prefix: str) -> int:
+    return _PREFIXES.index(prefix) if prefix in _PREFIXES else len(_PREFIXES)
 
 
 def show(row: Row, metric: str) -> str:

@@ -51,6 +51,13 @@ class Run:
                 self.missing.append(note)
             return None
 
+    def note_absent(self) -> None:
+        """Say in ``missing`` which tables are not there, also of those that nobody will read."""
+        for table in ("scores", "completions", "training"):
+            note = f"{table}.parquet (absent)"
+            if self._expected(table) and note not in self.missing and not (self.folder / f"{table}.parquet").exists():
+                self.missing.append(note)
+
     def _expected(self, table: str) -> bool:
         return {"scores": bool(self.scoring), "training": self.row.get("train_loss") is not None}.get(table, True)
 

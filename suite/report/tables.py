@@ -1,12 +1,9 @@
 """What the page's tables and lists show, as plain values; the template escapes and lays them out."""
 
-import json
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
-
-import pyarrow as pa
 
 from suite.report.load import Run, by_name
 from suite.results import Row, conditions, metrics
@@ -15,12 +12,6 @@ from suite.statistics.paired import ALPHA, POWER, least_discordant
 from suite.statistics.terminal import shown_p, shown_smallest, why_not
 
 Cells = dict[str, Any]
-
-RANKED = 20  # samples shown from either end of a ranking
-COMPLETIONS = 12  # completions shown of a run and benchmark
-COMPLETIONS_IN_ALL = 600  # above that, fewer of each: a page of a hundred runs still has to open on a phone
-SAMPLE_CHARACTERS = 300
-TEXT_CHARACTERS = 1500
 
 
 def title(runs: Sequence[Run]) -> str:
@@ -159,96 +150,6 @@ def differences(found: Comparison) -> Cells:
         "power": f"{100 * POWER:.0f}",
         "least": least_discordant(ALPHA / max(1, tests)),
     }
-
-
-def rankings(runs: Sequence[Run]) -> list[Cells]:
-    """The two ends of every ranking, once for each method, options, data and model."""
-    groups: dict[tuple[str, ...], list[Run]] = {}
-    for run in runs:
-        if run.scoring:
-            row = run.row
-            key = tuple(str(row.get(c)) for c in ("method", "options", "fingerprint/data", "fingerprint/model"))
-            groups.setdefault(key, []).append(run)
-    return [shown for same in groups.values() if (shown := _ranking(same)) is not None]
-
-
-def _ranking(runs: Sequence[Run]) -> Cells | None:
-    # A method that draws lots ranks anew for every seed; the first seed's ranking stands for them.
-    same = [run for run in runs if run.scoring == runs[0].scoring]
-    columns = ["rank", "id", "score", "selected", "category", "prompt", "response", "response_characters"]
-    tables = [(run, t) for run in same if (t := run.table("scores", columns)) is not None]
-    if not tables:
-        return None
-    first, table = tables[0]
-    n = table.num_rows
-    top = list(range(min(RANKED, n)))
-    bottom = list(range(max(n - RANKED, len(top)), n))
-    names = list(by_name(run for run, _ in tables))
-    chosen = [(run.name, t["selected"]) for run, t in {run.name: (run, t) for run, t in tables}.values()]
-
-    def rows(places: Sequence[int]) -> list[Cells]:
-        return [
-            {
-                **sample,
-                "prompt": shorten(sample["prompt"], SAMPLE_CHARACTERS),
-                "response": shorten(sample["response"], SAMPLE_CHARACTERS),
-                "selected_by": [name for name, flags in chosen if flags[place].as_py()],
-            }
-            for place, sample in zip(places, table.take(pa.array(places, pa.int64())).to_pylist(), strict=True)
-        ]
-
-    row = first.row
-    return {
-        "method": row["method"],
-        "options": json.loads(row.get("options") or "{}"),
-        "dataset": row["dataset"],
-        "model": row["model"],
-        "info": json.loads(row.get("scorer_info") or "{}"),
-        "n": n,
-        "names": names,
-        "seed": row["seed"] if len({run.scoring for run in runs}) > 1 else None,
-        "ends": [end for end in (("highest", rows(top)), ("lowest", rows(bottom))) if end[1]],
-    }
-
-
-def completions(runs: Sequence[Run]) -> list[Cells]:
-    """Some completions of every run and benchmark: those of the first prompts by id. Ids are content hashes, so that
-    this is an arbitrary choice, yet the same one in every run and report."""
-    tables = [(run, t) for run in runs if (t := run.table("completions")) is not None]
-    groups = [(run, list(_by_benchmark(t))) for run, t in tables]
-    cells = sum(len(parts) for _, parts in groups)
-    limit = max(2, min(COMPLETIONS, COMPLETIONS_IN_ALL // max(1, cells)))
-    return [
-        {
-            "run": run,
-            "benchmarks": [
-                {"name": name, "n": part.num_rows, "rows": [_completion(r) for r in _first(part, limit)]}
-                for name, part in parts
-            ],
-        }
-        for run, parts in groups
-    ]
-
-
-def _by_benchmark(table: pa.Table) -> Iterator[tuple[str, pa.Table]]:
-    import pyarrow.compute as pc
-
-    for name in table["benchmark"].unique().to_pylist():
-        yield str(name), table.filter(pc.equal(table["benchmark"], name))
-
-
-def _first(table: pa.Table, limit: int) -> list[Row]:
-    rows: list[Row] = table.sort_by("prompt_id").slice(0, limit).to_pylist()
-    return rows
-
-
-def _completion(row: Row) -> Row:
-    return row | {k: shorten(row[k], TEXT_CHARACTERS) for k in ("prompt", "completion")}
-
-
-def shorten(text: str, limit: int) -> str:
-    """At most ``limit`` characters of ``text``, and how many more there are."""
-    return text if len(text) <= limit else f"{text[:limit]}… (+{len(text) - limit:,} characters)"
 
 
 def costs(runs: Sequence[Run]) -> Cells:
