@@ -15,6 +15,7 @@ from eval.errors import KeelBenchError
 from eval.judges import get_judge
 from eval.metrics import ATTACK_SUCCEEDED, safety_rates
 from eval.records import Completion, Prompt, Verdict
+from suite.artifacts import log_artifacts
 from suite.cache import Entry, StageCache, fingerprint
 from suite.conditions import decoding, devices, template_fingerprint
 from suite.plan import RunPlan
@@ -158,6 +159,7 @@ def run(plan: RunPlan, folder: Path, sweep: str) -> RunRecord:
             write_table(folder / "training.parquet", adapter.curve)
         write_record(folder, record)
         tracker.summary(record.row())
+        log_artifacts(tracker, folder, record, adapter.folder if adapter else None)
     return record
 
 

@@ -93,11 +93,14 @@ def summarise(sweep: Path) -> bool:
         from suite.statistics.compare import compare, write_differences
         from suite.statistics.outcomes import points_of
         from suite.statistics.terminal import print_differences
+        from suite.sweep_tracking import track_sweep
 
         print_comparison(collect(sweep, write=True))
-        found = compare(points_of(load_sweep(sweep)[0]))
+        runs = load_sweep(sweep)[0]
+        found = compare(points_of(runs))
         write_differences(sweep, found)
         print_differences(found)
+        track_sweep(sweep, runs, found)
         print(f"\nReport: {write_report(sweep)}\nRows:   {sweep / 'results.parquet'}")
     return not told_failures(sweep)
 

@@ -49,6 +49,7 @@ def write_report(sweep: Path) -> Path:
             distributions=plots.score_distributions(runs),
             categories=plots.categories(runs),
             tradeoffs=tradeoffs.pareto(runs),
+            front=tradeoffs.on_the_front(runs),
             keep_fractions=tradeoffs.keep_fractions(runs),
             left_out=plots.left_out(runs),
             rankings=rankings,

@@ -98,7 +98,7 @@ def over_seeds(runs: Sequence[Run], found: Comparison | None = None, *, always: 
         # A seed that ran twice counts once, and so does the un-tuned model, which no seed changes.
         one_each = list({run.row["seed"] if run.row.get("n_selected") else 0: run for run in same}.values())
         several |= len(one_each) > 1
-        cells = []
+        cells: list[Cells | None] = []
         for column in columns:
             given = [rate for run in one_each if (rate := _rate(run.row, column)) is not None]
             values = [rate["value"] for rate in given]

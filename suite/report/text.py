@@ -2,12 +2,12 @@
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from suite.report.load import Run, by_name, load_sweep
 from suite.report.tables import KINDS, Cells, over_seeds
-from suite.results import conditions, metrics
+from suite.results import Row, conditions, metrics
 from suite.statistics.compare import Comparison, compare, difference_rows
 from suite.statistics.outcomes import points_of
 from suite.statistics.terminal import shown_p, shown_smallest, why_not
@@ -111,8 +111,8 @@ def _markdown(runs: Sequence[Run], found: Comparison) -> str:
     return "\n".join(out) + "\n"
 
 
-def _md_row(cells: object) -> str:
-    return "| " + " | ".join(cells) + " |"  # type: ignore[call-overload]
+def _md_row(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
 
 
 def _latex(runs: Sequence[Run], found: Comparison) -> str:
@@ -128,18 +128,29 @@ def _latex(runs: Sequence[Run], found: Comparison) -> str:
     )  # fmt: skip
 
 
-def _csv(runs: Sequence[Run], found: Comparison) -> str:
+def grid(runs: Sequence[Run], found: Comparison) -> list[Row]:
     """One row a point and rate: the mean over seeds, and its difference from the reference; shares, not per cent."""
     differences = {(d["point"], d["rate"]): d for d in difference_rows(found) if d["reference"] in found.references}
     tested = ("reference", "difference", "low", "high", "p", "p_holm", "survives", "smallest")
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["point", "rate", "seeds", "mean", "sd", "mean_low", "mean_high", *tested])
+    rows = []
     for row in _summary(runs, found):
         for column, cell in zip(_columns(runs), row["cells"], strict=True):
-            if cell is None:
-                continue
-            shares = [None if cell[k] is None else cell[k] / 100 for k in ("mean", "sd", "low", "high")]
-            d = differences.get((row["name"], column), {})
-            writer.writerow([row["name"], column, row["seeds"], *shares, *(d.get(k, "") for k in tested)])
+            if cell is not None:
+                shares = {k: None if cell[k] is None else cell[k] / 100 for k in ("mean", "sd", "low", "high")}
+                d = differences.get((row["name"], column), {})
+                rows.append(
+                    {"point": row["name"], "rate": column, "seeds": row["seeds"], "mean": shares["mean"],
+                     "sd": shares["sd"], "mean_low": shares["low"], "mean_high": shares["high"],
+                     **{k: d.get(k) for k in tested}}
+                )  # fmt: skip
+    return rows
+
+
+def _csv(runs: Sequence[Run], found: Comparison) -> str:
+    rows = grid(runs, found)
+    out = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
     return out.getvalue()

@@ -3,12 +3,13 @@
 import re
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
 from markupsafe import Markup
 
 from suite.report.load import Run, by_name
 from suite.report.plots import Plot, short
-from suite.report.svg import MUTED, TEXT, alpha_of, color_of, dash_of, figure, inline, style
+from suite.report.svg import TEXT, alpha_of, color_of, dash_of, figure, inline, style
 from suite.results import metrics
 
 # Means over benchmarks, and whether more of it is better.
@@ -17,7 +18,7 @@ _AXES = {
     "false_refusal": ("false refusals, %", False),
     "utility": ("utility, %", True),
 }
-LABELLED = 14  # points named in the plot; of more, the front alone
+LABELLED = 14  # with more points than that, none is named in the plot; the front's names stand beside it
 
 
 def pareto(runs: Sequence[Run]) -> list[Plot]:
@@ -69,21 +70,20 @@ def _scatter(points: dict[str, tuple[int, list[tuple[float, float]]]], other: st
         drawn = figure(3.4)
         axis = drawn.subplots()
         line = sorted(means[i] for i in best)
-        axis.plot([x for x, _ in line], [y for _, y in line], color=MUTED, linewidth=1, linestyle="--", zorder=1)
-        named = [i for i in range(len(points)) if len(points) <= LABELLED or i in best[:LABELLED]]
-        offsets = _apart([means[i] for i in named])
+        few = len(points) <= LABELLED
+        offsets = _apart(means)
         for i, (name, (color, seeds)) in enumerate(points.items()):
-            paint = {"color": color_of(color), "alpha": alpha_of(color)}
-            if len(seeds) > 1:
+            paint: dict[str, Any] = {"color": color_of(color), "alpha": alpha_of(color)}
+            if few and len(seeds) > 1:
                 axis.plot(*zip(*seeds, strict=True), ".", markersize=3, **paint)
-            axis.plot(*means[i], "o", markersize=7 if i in best else 5, **paint)
-            if i in named:
-                right = means[i][0] > max(x for x, _ in means) * 0.66
+            axis.plot(*means[i], "o", markersize=(7 if i in best else 5) if few else 4, **paint)
+            if few:
+                left = _crowded_on_the_right(means, i)
                 axis.annotate(
-                    short(name), means[i], xytext=(-7 if right else 7, offsets[named.index(i)]),
-                    textcoords="offset points", va="center",
-                    ha="right" if right else "left", fontsize=8, color=TEXT,
+                    short(name), means[i], xytext=(-7 if left else 7, offsets[i]), textcoords="offset points",
+                    va="center", ha="right" if left else "left", fontsize=8, color=TEXT,
                 )  # fmt: skip
+        axis.plot([x for x, _ in line], [y for _, y in line], color=TEXT, linewidth=1, linestyle="--", alpha=0.6)
         axis.set_xlabel(f"{label} ({'right' if more_is_better else 'left'} is better)")
         axis.set_ylabel("attack success, % (lower is safer)")
         axis.set_xlim(left=min(0, *axis.get_xlim()))
@@ -105,6 +105,21 @@ def _apart(points: Sequence[tuple[float, float]]) -> list[float]:
         shown = at if lowest is None else max(at, lowest + line)
         offsets[i], lowest = shown - at, shown
     return offsets
+
+
+def _crowded_on_the_right(points: Sequence[tuple[float, float]], place: int) -> bool:
+    """Whether a label to the right of a point would run off the panel or into another point."""
+    wide, high = (max(p[axis] for p in points) or 1.0 for axis in (0, 1))
+    x, y = points[place]
+    return x > 0.66 * wide or any(0 < a - x < 0.3 * wide and abs(b - y) < 0.06 * high for a, b in points)
+
+
+def on_the_front(runs: Sequence[Run]) -> list[str]:
+    """Names on the front of attack success and false refusals."""
+    points = _points(runs, "false_refusal")
+    means = [(statistics.mean(x for x, _ in s), statistics.mean(y for _, y in s)) for _, s in points.values()]
+    names = list(points)
+    return [names[i] for i in front(means, more_is_better=False)] if len(names) > 1 else []
 
 
 def keep_fractions(runs: Sequence[Run]) -> list[Plot]:

@@ -257,10 +257,10 @@ def test_the_table_as_text(tmp_path, form):
     odd = tuple(replace(p, label=f"{p.label}_50%|x", seed=s) for p in DEMO for s in (1, 2))
     text = render(fake_sweep(tmp_path, odd), form)
     means = {r["name"]: r for r in over_seeds(load_sweep(tmp_path / "2025-01-31_12-00-00")[0])}
-    top = means["larf-top_50%|x"]["cells"][0]
+    top = means["larf-top_50%|x"]["cells"][1]
     if form == "csv":
         (row,) = [r for r in csv.DictReader(text.splitlines())
-                  if (r["point"], r["rate"]) == ("larf-top_50%|x", "asr/mini_harmful")]  # fmt: skip
+                  if (r["point"], r["rate"]) == ("larf-top_50%|x", "false_refusal/mini_overrefusal")]  # fmt: skip
         assert float(row["mean"]) == pytest.approx(top["mean"] / 100)
         assert (row["reference"], row["survives"]) == ("random_50%|x", "True")
         return

@@ -24,6 +24,9 @@ from suite.statistics.paired import (
 )
 from tests.suite.fake_sweep import DEMO, Point, fake_sweep
 
+settings.register_profile("few", deadline=None, max_examples=40)
+settings.load_profile("few")
+
 signs = st.integers(-1, 1)
 one_seed = arrays(np.int8, st.tuples(st.just(1), st.integers(1, 40)), elements=signs)
 few_seeds = arrays(np.int8, st.tuples(st.integers(1, 3), st.integers(1, 10)), elements=signs)
