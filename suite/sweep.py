@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import platform
 import sys
 import traceback
 from collections.abc import Callable
@@ -63,8 +65,12 @@ def carry_out(config: DictConfig, work: Callable[[dict[str, Any], Path, str], st
 
 
 def _write_status(folder: Path, **fields: Any) -> None:
-    fields["time"] = datetime.now(UTC).isoformat(timespec="seconds")
-    (folder / STATUS).write_text(json.dumps(fields, indent=1))
+    path, now = folder / STATUS, datetime.now(UTC).isoformat(timespec="seconds")
+    if fields["state"] == "running":  # by which `suite.status` sees whether it still does
+        fields |= {"started": now, "pid": os.getpid(), "host": platform.node()}
+    elif path.is_file():
+        fields["started"] = json.loads(path.read_text()).get("started", now)
+    path.write_text(json.dumps({**fields, "time": now}, indent=1))
 
 
 class SweepFolder(Callback):
