@@ -18,6 +18,7 @@ from eval.records import Completion, Prompt, Verdict
 from suite.artifacts import log_artifacts
 from suite.cache import Entry, StageCache, fingerprint
 from suite.conditions import decoding, devices, template_fingerprint
+from suite.flops import compute_costs
 from suite.plan import RunPlan
 from suite.records import RunRecord, write_record
 from suite.stages.data import Data, ids_key, load_data, load_prompts
@@ -142,6 +143,7 @@ def run(plan: RunPlan, folder: Path, sweep: str) -> RunRecord:
             rates=rates,
             train_loss=adapter.curve[-1]["loss"] if adapter else None,
             entries=tuple(entries),
+            compute=compute_costs(entries, weights.folder, device=device, dtype=plan.model.dtype),
             fingerprints={
                 "config": fingerprint(_public(plan)),
                 "data": data.key,

@@ -175,7 +175,8 @@ def costs(runs: Sequence[Run]) -> Cells:
 def _cost(row: Row, stage: str) -> Cells | None:
     if row.get(f"cost/{stage}/seconds") is None:
         return None
-    return {k: row.get(f"cost/{stage}/{k}") or 0 for k in ("seconds", "tokens", "peak_memory_mb")}
+    values = ("seconds", "tokens", "peak_memory_mb", "flops", "mfu")
+    return {k: row.get(f"cost/{stage}/{k}") or 0 for k in values}
 
 
 def trace(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
