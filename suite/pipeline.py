@@ -15,7 +15,10 @@ from eval.errors import KeelBenchError
 from eval.judges import Judge
 from eval.metrics import ATTACK_SUCCEEDED, safety_rates
 from eval.records import Completion, Prompt, Verdict
+from suite.artifacts import log_artifacts
 from suite.cache import Entry, StageCache, fingerprint
+from suite.conditions import decoding, devices, template_fingerprint
+from suite.flops import compute_costs
 from suite.plan import RunPlan
 from suite.records import RunRecord, write_record
 from suite.stages.data import Data, ids_key, load_data, load_prompts
@@ -119,6 +122,7 @@ def run(plan: RunPlan, folder: Path, sweep: str) -> RunRecord:
             entries += [entry, judged]
 
         everything = [p for asked in prompts.values() for p in asked]
+        device, gpus = devices(plan.compute.device)
         rates = safety_rates(everything, [v for given in verdicts.values() for v in given])
         record = RunRecord(
             run_id=fingerprint([e.key for e in entries])[:12],
@@ -141,18 +145,22 @@ def run(plan: RunPlan, folder: Path, sweep: str) -> RunRecord:
             max_new_tokens=plan.evaluation.max_new_tokens,
             prompt_limit=plan.evaluation.limit,
             dtype=plan.model.dtype,
-            device=plan.compute.device,
+            device=device,
+            gpus=gpus,
+            decoding=decoding(plan.evaluation, plan.backend),
             rates=rates,
             means=score_means(judge, prompts, verdicts),
             usage=total_usage(verdicts),
             train_loss=adapter.curve[-1]["loss"] if adapter else None,
             entries=tuple(entries),
+            compute=compute_costs(entries, weights.folder, device=device, dtype=plan.model.dtype),
             fingerprints={
                 "config": fingerprint(_public(plan)),
                 "data": data.key,
                 "prompts": ids_key([p.id for p in everything]),
                 "model": weights.key,
                 "code": code_fingerprint(),
+                "template": template_fingerprint(weights.folder),
             },
             scorer_info=scored.scores.info if scored else {},
             versions=_versions(),
@@ -163,6 +171,7 @@ def run(plan: RunPlan, folder: Path, sweep: str) -> RunRecord:
             write_table(folder / "training.parquet", adapter.curve)
         write_record(folder, record)
         tracker.summary(record.row())
+        log_artifacts(tracker, folder, record, adapter.folder if adapter else None)
     return record
 
 

@@ -134,6 +134,7 @@ class TrackingSpec:
     tags: tuple[str, ...]
     notes: str | None
     group: str | None
+    artifacts: tuple[str, ...] = ("scores", "adapter", "completions")
 
 
 @dataclass(frozen=True, kw_only=True)
