@@ -24,7 +24,8 @@ class Method:
     ``fine_tunes``: False for the un-tuned model. ``scores``: whether ``score`` exists; where it does not, selection is
     left out and all samples are used. ``uses_model`` and ``uses_seed`` say what the scores depend on, so that they are
     computed once for all seeds, or without loading a model. ``per_sample``: whether a sample's score is the same
-    whichever others are scored with it, so that a data set can be scored in parts.
+    whichever others are scored with it, so that a data set can be scored in parts, or by several processes at once
+    (``baselines.distributed``).
     """
 
     name: ClassVar[str]
@@ -51,6 +52,10 @@ class Method:
 
     def calibrated(self, measured: dict[str, Any]) -> "Method":
         """This method with what ``calibrate`` measured."""
+        return self
+
+    def resumable_in(self, folder: str) -> "Method":
+        """This method with a ``folder`` from which an interrupted ``score`` goes on; itself where it cannot."""
         return self
 
 

@@ -116,11 +116,8 @@ def _hub_snapshot(repo: str, revision: str | None) -> Path:
 
     how = f"`hf download {repo}` on a machine with network access, or model.source=<folder> with a local copy"
     try:
-        return Path(
-            snapshot_download(
-                repo, revision=revision, allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
-            )
-        )
+        wanted = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "README.md"]
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
     except GatedRepoError as error:
         raise MissingWeightsError(
             f"the weights of {repo} are gated: accept the licence at https://huggingface.co/{repo}, then "
