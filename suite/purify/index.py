@@ -1,6 +1,6 @@
 """The first pass over a data set: every row checked, told apart and measured, its text not kept.
 
-What is kept of a row is about 150 bytes, so a file may be many times larger than the memory.
+What is kept of a row is some 200 bytes, so a file may be many times larger than the memory.
 """
 
 import re
