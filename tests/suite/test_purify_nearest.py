@@ -13,7 +13,12 @@ from suite.plan import ComputeSpec
 from suite.purify.nearest import _nearest, nearest_anchors
 
 COMPUTE = ComputeSpec(
-    device="cpu", scoring_tokens_per_batch=512, training_tokens_per_pass=512, max_length=256, threads=None
+    device="cpu",
+    scoring_tokens_per_batch=512,
+    scoring_processes=1,
+    training_tokens_per_pass=512,
+    max_length=256,
+    threads=None,
 )
 
 

@@ -201,7 +201,12 @@ def test_chunks_that_are_done_are_not_scored_again(tmp_path):
     samples = [Sample.of(f"q{i}", "x" * i) for i in range(1, 24)]
     parts = [samples[i : i + 5] for i in range(0, 23, 5)]
     compute = ComputeSpec(
-        device="cpu", scoring_tokens_per_batch=1, training_tokens_per_pass=1, max_length=1, threads=None
+        device="cpu",
+        scoring_tokens_per_batch=1,
+        scoring_processes=1,
+        training_tokens_per_pass=1,
+        max_length=1,
+        threads=None,
     )
 
     def go() -> Any:
