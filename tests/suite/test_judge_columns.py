@@ -35,7 +35,8 @@ def test_means_and_costs_are_flat_columns(tmp_path):
 
     record = RunRecord(
         run_id="x", sweep="s", finished="", label="l", model="m", aligned="none", dataset="d", method="none",
-        options={}, regularizer="none", selection="-", n_samples=1, n_selected=0, seed=1, judge="rubric", judge_version="1, m",
+        options={}, regularizer="none", selection="-",
+        n_samples=1, n_selected=0, seed=1, judge="rubric", judge_version="1, m",
         backend="hf", max_new_tokens=8, prompt_limit=None, dtype="bfloat16", device="cpu",
         rates={"asr/b": Rate.of(1, 4)}, means={"gpt_score/b": Mean.of([1.0, 5.0]), "gpt_score/c": Mean.of([2.0])},
         usage=Usage(4, 100, 20, 0.5), entries=(Entry("verdicts", "k", tmp_path),),
