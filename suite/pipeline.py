@@ -247,7 +247,7 @@ def _public(plan: RunPlan) -> dict[str, Any]:
     values["regularizer"] = {"name": plan.regularizer.name, **asdict(plan.regularizer)}
     values["label"] = plan.label
     values["benchmarks"] = [b.spec.name for b in plan.benchmarks]
-    values["dataset"] = {k: v for k, v in values["dataset"].items() if k != "source"}
+    values["dataset"] = {k: v for k, v in values["dataset"].items() if not k.endswith("source")}
     for private in ("paths", "tracking"):
         del values[private]
     if Path(plan.model.source).is_absolute():

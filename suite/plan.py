@@ -74,6 +74,9 @@ class DatasetSpec:
     k: int  # read by the selections as ${dataset.k}
     limit: int | None
     source: Source
+    safety_ratio: float | None = None  # of a mixture: its share of safety rows; None = no mixture
+    size: int | None = None  # of a mixture: its rows
+    safety_source: Source | None = None  # where they come from; None = the source's own rows of category "safety"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,6 +238,9 @@ def model_spec(config: Mapping[str, Any]) -> ModelSpec:
 def dataset_spec(config: Mapping[str, Any]) -> DatasetSpec:
     """A data set's section."""
     source, values = _source(config, "baselines", "dataset")
+    if values.get("safety_source") is not None:
+        values["safety_source"], more = _source(values["safety_source"], "baselines", "dataset.safety_source")
+        refuse_unknown(more, set(), "dataset.safety_source setting")
     return build(DatasetSpec, {**values, "source": source}, "dataset")
 
 
