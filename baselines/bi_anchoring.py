@@ -60,7 +60,6 @@ class BiAnchoring(Method):
 
     name: ClassVar[str]
     version: ClassVar[str] = "2"
-    spreads: ClassVar[bool] = True
     response_tokens: int | Literal["all"] = 10
     anchor_response_tokens: int | Literal["all"] = 10
     weights: tuple[float, float, float] = (1.0, -1.0, -1.0)

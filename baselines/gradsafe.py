@@ -61,7 +61,6 @@ class GradSafe(Method):
     """
 
     name: ClassVar[str]
-    spreads: ClassVar[bool] = True
     supervise_end: bool = True
     use_input: bool = True
     gap: str = "threshold"

@@ -51,7 +51,6 @@ class Larf(Method):
     """
 
     name: ClassVar[str]
-    spreads: ClassVar[bool] = True
     layer: int | Literal["auto"] = "auto"
     direction: str = "bidirectional"
     anchor_similarity: str = "centroid"

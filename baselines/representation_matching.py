@@ -37,7 +37,6 @@ class RepresentationMatching(Method):
     """
 
     name: ClassVar[str]
-    spreads: ClassVar[bool] = True
     token: str = "end_of_turn"
     anchors: str | None = None
     anchor_count: int | None = None

@@ -68,8 +68,8 @@ def _metamath(path: object, line: int, row: dict[str, Any]) -> Fields:
 
 
 def _pubmedqa(path: object, line: int, row: dict[str, Any]) -> Fields:
-    """The hub's layout (context.contexts) or the authors' own (CONTEXTS). The response opens with the decision, by which
-    the task's accuracy is measured, and goes on with the abstract's conclusion."""
+    """The hub's layout (context.contexts) or the authors' own (CONTEXTS). The response opens with the decision, the
+    task's answer, and goes on with the abstract's conclusion."""
     authors = "QUESTION" in row
     get = _getter(path, line, row)
     context = row.get("CONTEXTS") if authors else (row.get("context") or {}).get("contexts")
@@ -179,9 +179,8 @@ def samples_from_rows(
             identity = content_id(identity, str(seen[identity]))
         samples.append(Sample(identity, instruction, response, given, source, category))
     if not samples:
-        raise DataError(
-            path, "no usable row" + (f" ({', '.join(f'{why}: {n}' for why, n in skipped.items())})" if skipped else "")
-        )
+        left_out = ", ".join(f"{why}: {n}" for why, n in skipped.items())
+        raise DataError(path, "no usable row" + (f" ({left_out})" if left_out else ""))
     return SampleSet(samples, dict(skipped))
 
 

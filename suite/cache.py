@@ -86,7 +86,7 @@ class StageCache:
 
         An exception in ``compute`` leaves nothing behind.
         """
-        key = fingerprint({"stage": stage, "version": version, "inputs": dict(inputs)})
+        key = self.key(stage, version, inputs)
         home = self.root / stage
         home.mkdir(parents=True, exist_ok=True)
         path = home / key
@@ -108,6 +108,15 @@ class StageCache:
                 lock.release()
         log.info("%s: from the cache", title)
         return found
+
+    @staticmethod
+    def key(stage: str, version: str, inputs: Mapping[str, Any]) -> str:
+        """Under which a stage's entry lies."""
+        return fingerprint({"stage": stage, "version": version, "inputs": dict(inputs)})
+
+    def find(self, stage: str, key: str) -> Entry | None:
+        """A finished entry by its key; None where there is none, or a damaged one."""
+        return self._found(stage, key, self.root / stage / key)
 
     def _compute(
         self,

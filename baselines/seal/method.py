@@ -80,6 +80,7 @@ class Seal(Method):
 
     name: ClassVar[str]
     uses_seed: ClassVar[bool] = True
+    per_sample: ClassVar[bool] = False
 
     selector: str = "softmax"
     pairing: str = "cycle"

@@ -54,7 +54,7 @@ def processes(asked: int | Literal["auto"], method: Method) -> int:
         count = asked
     if count < 1:
         raise KeelBenchError(f"compute.scoring_processes={asked}; auto, or a number from 1")
-    if count > 1 and not method.spreads:
+    if count > 1 and not method.per_sample:
         log.info("%s scores in one process: its samples depend on each other", method.name)
         return 1
     return count

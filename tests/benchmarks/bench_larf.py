@@ -47,7 +47,7 @@ def main(count: int = 128) -> None:
     rows = []
     reference = 0.0  # seconds of the float32 twin
     for dtype in (torch.float32, torch.bfloat16):
-        model = AutoModelForCausalLM.from_pretrained(smollm2_folder(), dtype=dtype, attn_implementation="sdpa").eval()
+        model = AutoModelForCausalLM.from_pretrained(smollm2_folder(), dtype=dtype, attn_implementation="eager").eval()
         tokenizer = AutoTokenizer.from_pretrained(smollm2_folder())
         chat = ChatFormat(tokenizer)
         scored = [(s.prompt, s.response) for s in samples]
@@ -55,13 +55,15 @@ def main(count: int = 128) -> None:
         tokens = sum(len(chat.conversation(*pair).ids) for pair in scored)
         larf = Larf(layer=LAYER)
         larf.score(model, tokenizer, samples[:8], engine=Engine())  # warm up
-        start = time.perf_counter()
-        with kept_memory():  # as the scoring stage does
-            fast = larf.score(model, tokenizer, samples, engine=Engine())
-        engine_seconds = time.perf_counter() - start
-        start = time.perf_counter()
-        slow = plain_scores(model, tokenizer, samples)
-        plain_seconds = time.perf_counter() - start
+        engine_seconds = plain_seconds = float("inf")
+        for _ in range(2):  # the better turn of each
+            start = time.perf_counter()
+            with kept_memory():  # as the scoring stage does
+                fast = larf.score(model, tokenizer, samples, engine=Engine())
+            engine_seconds = min(engine_seconds, time.perf_counter() - start)
+            start = time.perf_counter()
+            slow = plain_scores(model, tokenizer, samples)
+            plain_seconds = min(plain_seconds, time.perf_counter() - start)
         reference = reference or plain_seconds
         block = sum(p.numel() for p in model.model.layers[0].parameters())
         share = 2 * block * (LAYER + 1) * tokens / engine_seconds / matmul_peak(dtype)
