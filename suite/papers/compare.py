@@ -42,6 +42,11 @@ def _cell(published: PublishedTable, cell: tuple[str, ...], value: float | None,
         fitting = [r for r in fitting if isinstance(r.get(published.ours.best_by), int | float)]
         fitting = [max(fitting, key=lambda r: r[published.ours.best_by])] if fitting else []
     having = [row for row in fitting if _number(row.get(name)) is not None]
+    replaced = ""
+    if not having and cell not in published.cells and column in published.ours.stand_in:
+        replaced, metric = name, published.ours.stand_in[column]
+        name = metric.column
+        having = [row for row in fitting if _number(row.get(name)) is not None]
     scale = 100.0 if unit == "per cent" else 1.0
     ours = [scale * metric.value(row[name]) for row in having]
     mean = statistics.fmean(ours) if ours else None
@@ -50,6 +55,8 @@ def _cell(published: PublishedTable, cell: tuple[str, ...], value: float | None,
     if value is None:
         known = cell in published.cells
         notes.append(published.missing if known else "the paper has no such cell")
+    if replaced and having:
+        notes.append(f"{name} in place of {replaced}")
     if not fitting:
         notes.append("no run with " + ", ".join(f"{k}={v}" for k, v in wanted.items()))
     elif not having:

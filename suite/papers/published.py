@@ -56,6 +56,7 @@ class Ours:
     metrics: Mapping[str, Metric]  # by the last key's value
     where: Mapping[str, Mapping[str, Mapping[str, Any]]]  # key -> its value -> the fields a row must have
     fields: Mapping[str, str]  # key -> the row's field of that value, where ``where`` says nothing and names differ
+    stand_in: Mapping[str, Metric]  # in cells the paper has not, for want of the metric: an embedded benchmark's
     best_by: str | None  # of several runs that fit, only the one with the largest value here counts
 
 
@@ -184,11 +185,14 @@ def _table(path: Path, name: str, paper: str, protocol: Mapping[str, Any], body:
 
 
 def _ours(body: Mapping[str, Any], keys: tuple[str, ...], columns: tuple[str, ...], cells: Any, wrong: Any) -> Ours:
-    if unknown := set(body) - {"rows", "metric", "where", "fields", "best_by"}:
+    if unknown := set(body) - {"rows", "metric", "stand_in", "where", "fields", "best_by"}:
         raise wrong(f"ours: nothing reads {', '.join(sorted(unknown))}")
     metrics = {column: Metric.parse(text) for column, text in _by_column(body["metric"], columns).items()}
     if set(metrics) != set(columns):
         raise wrong(f"ours.metric covers {sorted(metrics)}, the columns are {sorted(columns)}")
+    stand_in = {column: Metric.parse(text) for column, text in body.get("stand_in", {}).items()}
+    if strange := set(stand_in) - set(columns):
+        raise wrong(f"ours.stand_in names {strange}, the columns are {sorted(columns)}")
     named = {field for m in metrics.values() for _, field, _, _ in string.Formatter().parse(m.column) if field}
     if strange := named - set(keys):
         raise wrong(f"ours.metric names {strange}, the keys are {keys}")
@@ -200,7 +204,7 @@ def _ours(body: Mapping[str, Any], keys: tuple[str, ...], columns: tuple[str, ..
     rows = body.get("rows", "runs")
     if rows not in ROWS:
         raise wrong(f"ours.rows={rows!r}: one of {ROWS}")
-    return Ours(rows, metrics, body.get("where", {}), body.get("fields", {}), body.get("best_by"))
+    return Ours(rows, metrics, body.get("where", {}), body.get("fields", {}), stand_in, body.get("best_by"))
 
 
 def _by_column(value: Any, columns: tuple[str, ...]) -> dict[str, Any]:

@@ -140,9 +140,10 @@ def test_a_mixture_that_cannot_be_is_refused(overrides, error, message, tmp_path
 
 
 def test_the_published_ratios_name_the_mixtures():
-    wanted = table("vcl_table2").ours.where["safety_ratio"]
-    for ratio, fields in wanted.items():
-        assert plan(None, "dataset=tulu_mix", f"dataset.safety_ratio={ratio}").dataset.name == fields["dataset"]
+    names = [dataset for _, dataset in table("vcl_table2").row_keys()]
+    assert len(names) == 11
+    for name in names:
+        assert plan(None, "dataset=tulu_mix", f"dataset.safety_ratio={name[-3:]}").dataset.name == name
 
 
 def test_the_papers_sizes_are_the_defaults():

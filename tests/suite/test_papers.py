@@ -22,7 +22,7 @@ def filled(name):
     [
         ("larf_table1", 3 * 2 * 3 * 6, 108), ("larf_table2", 3 * 2 * 3, 0), ("larf_table3", 6, 6),
         ("larf_table5", 15, 3), ("larf_fig3", 4, 1), ("larf_fig4", 3, 3), ("larf_fig5", 1, 1), ("vcl_table1", 24, 24),
-        ("vcl_table2", 22, 22), ("vcl_table3", 6 * 11, 66), ("vcl_table6", 2 * 11, 22), ("flowlens_dimension", 1, 1),
+        ("vcl_table2", 22, 22), ("vcl_table3", 7 * 11, 66), ("vcl_table6", 2 * 11, 22), ("flowlens_dimension", 1, 1),
         ("flowlens_stability", 2, 1),
     ],
 )  # fmt: skip
@@ -92,8 +92,10 @@ def test_entropies_grow_with_n_and_not_beyond_n_times_the_first_except_where_dou
 
 def test_the_reference_of_the_alignment_is_the_model_without_safety_data():
     cells = table("vcl_table2").cells
-    assert cells["0.0", "alignment"] == 1
-    assert all(value < 1 for (ratio, q), value in cells.items() if q == "alignment" and ratio != "0.0")
+    assert cells["llama3_2_1b", "tulu_mix-0.0", "alignment"] == 1
+    others = [v for (_, mixture, q), v in cells.items() if q == "alignment" and mixture != "tulu_mix-0.0"]
+    assert len(others) == 10
+    assert max(others) < 1
 
 
 def test_an_unknown_table_names_near_ones():
@@ -224,6 +226,27 @@ def test_refusals_become_compliance_in_the_overrefusal_table():
     assert found["xstest"]["ours"] == pytest.approx(0.6)
     assert found["xstest"]["difference"] == pytest.approx(0.09)
     assert found["mmlu"]["note"] == "the run has no utility/mmlu"
+
+
+def test_an_embedded_benchmark_stands_in_only_where_the_paper_has_no_cell():
+    figures = {"false_refusal/mini_overrefusal": 0.3}
+    large = row("full", "-", model="llama3_2_1b", dataset="tulu_mix-0.5", **figures)
+    small = row("full", "-", model="smollm2", dataset="mini_mix-0.5", **figures)
+    joined = compare(table("vcl_table2"), [large, small])
+    assert len(joined) == 22 + 1
+    last = joined[-1]
+    assert (last["model"], last["ours"]) == ("smollm2", 0.3)
+    assert "false_refusal/mini_overrefusal in place of false_refusal/xstest" in last["note"]
+    assert all(r["ours"] is None for r in joined[:-1])
+
+
+def test_the_two_objectives_of_vcl_are_two_rows():
+    runs = [row("vcl", "-", model="llama3_2_1b", label=f"vcl-{o}", **{"false_refusal/xstest": f})
+            for o, f in (("penalize", 0.2), ("concentrate", 0.6))]  # fmt: skip
+    found = {r["method"]: r for r in compare(table("vcl_table3"), runs) if r["quantity"] == "xstest"}
+    assert found["vcl"]["difference"] == pytest.approx(0.8 - 0.86)
+    assert found["vcl_concentrate"]["ours"] == pytest.approx(0.4)
+    assert "reports one" in found["vcl_concentrate"]["note"]
 
 
 def test_the_command_prints_and_leaves_the_rows(tmp_path, capsys):
