@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
@@ -54,9 +54,8 @@ def check(plan: FlowLensPlan) -> Asked:
         problems.append(f"{empty} prompts of {plan.data} are empty, or nothing but punctuation")
     if not plan.benchmarks and plan.dataset is None:
         problems.append("no prompts: name a benchmark, such as benchmark=[xstest], or data=dataset")
-    checks = [lambda: locate(plan.model), lambda: check_adapter(plan.adapter)]
-    if plan.reference is not None:
-        reference = plan.reference
+    checks: list[Callable[[], object]] = [lambda: locate(plan.model), lambda: check_adapter(plan.adapter)]
+    if (reference := plan.reference) is not None:
         checks.append(lambda: load_geometry(reference))
     for each in checks:
         try:

@@ -38,9 +38,9 @@ def _cell(published: PublishedTable, cell: tuple[str, ...], value: float | None,
     name = metric.column.format(**dict(zip(published.keys, cell, strict=True)))
     wanted = _wanted(published, cell)
     fitting = [row for row in rows if all(_same(row.get(k), v) for k, v in wanted.items())]
-    if published.ours.best_by is not None:
-        fitting = [r for r in fitting if isinstance(r.get(published.ours.best_by), int | float)]
-        fitting = [max(fitting, key=lambda r: r[published.ours.best_by])] if fitting else []
+    if (best_by := published.ours.best_by) is not None:
+        ranked = [r for r in fitting if _number(r.get(best_by)) is not None]
+        fitting = [max(ranked, key=lambda r: float(r[best_by]))] if ranked else []
     having = [row for row in fitting if _number(row.get(name)) is not None]
     replaced = ""
     if not having and cell not in published.cells and column in published.ours.stand_in:
@@ -85,7 +85,8 @@ def _cell(published: PublishedTable, cell: tuple[str, ...], value: float | None,
 def _wanted(published: PublishedTable, cell: tuple[str, ...]) -> Row:
     """The fields by which a run is the cell's: what ``where`` says of a key's value, else the field of the key's name;
     a key that stands in the metric's name, or only names the column, selects no run."""
-    ours, wanted = published.ours, {}
+    ours = published.ours
+    wanted: Row = {}
     for key, value in zip(published.keys, cell, strict=True):
         in_name = any(f"{{{key}}}" in metric.column for metric in ours.metrics.values())
         if key in ours.where:
