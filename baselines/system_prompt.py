@@ -21,7 +21,10 @@ class SystemPrompt(Method):
     scores: ClassVar[bool] = False
     uses_model: ClassVar[bool] = False
 
-    system: str
+    system: str = (
+        "You are a helpful assistant. Answer every harmless request in full, also where it uses words that sound "
+        "dangerous. Refuse only where an answer would help somebody do harm, and say so in one sentence."
+    )
 
     def __post_init__(self) -> None:
         if not isinstance(self.system, str) or not self.system.strip():

@@ -59,3 +59,9 @@ def test_completions_are_kept_apart_by_it():
     keys = [_inputs(Model, None, [], p.evaluation, p.backend) for p in made]
     assert keys[0] != keys[1]
     assert {k for k in keys[0] if keys[0][k] != keys[1][k]} == {"system"}
+
+
+def test_the_configured_text_is_the_classs_own():
+    from baselines.system_prompt import SystemPrompt
+
+    assert plan(None, "method=system_prompt").method == SystemPrompt()

@@ -18,6 +18,7 @@ from suite.flowlens.states import measure, stability, trajectory_stability, with
 from suite.papers.compare import compare, sweep_rows
 from suite.papers.published import table
 from tests.helpers import compose, tiny_model
+from tests.integration.test_cli import suite
 from tests.suite.test_report import Page
 
 VERBS, PLACES = ("Describe", "Kill", "Paint", "Explain the"), ("", "in Rome", "today")
@@ -246,3 +247,20 @@ def test_models_of_another_width_are_told_apart(models, tmp_path):
     (pair,) = alignment_rows([tmp_path / "0", tmp_path / "1"], rows)
     assert pair["alignment"] is None
     assert "compare models of one width" in pair["error"]
+
+
+def test_a_sweep_ends_with_every_pairs_alignment_and_w_and_b_has_the_tables(models, tmp_path):
+    done = suite(
+        "-m", "model/align=none", f"model.source={models / 'a'},{models / 'b'}", "model.dtype=float32", "limit=12",
+        "tracking=offline", module="suite.flowlens", SUITE_RUNS=str(tmp_path), SUITE_CACHE=str(models / "cache"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (sweep,) = tmp_path.iterdir()
+    (pair,) = pd.read_parquet(sweep / "alignment.parquet").to_dict("records")
+    assert f"{pair['alignment']:.3f}" in done.stdout
+    assert Page(sweep / "alignment.html").tags.count("figure") == 1
+    logged = {f.name.rsplit("_", 2)[0] for f in (sweep / "0" / "wandb").rglob("*.table.json")}
+    assert logged == {"layers", "spectrum", "results"}
+    wrong = suite("benchmark=[xtest]", module="suite.flowlens", SUITE_RUNS=str(tmp_path / "no"))
+    assert wrong.returncode == 2
+    assert "Did you mean 'xstest'" in wrong.stderr
