@@ -3,6 +3,7 @@
 python -m suite.papers                              # which tables there are
 python -m suite.papers larf_table1                  # the published figures alone
 python -m suite.papers larf_table1 runs/2026-01-01_12-00-00
+python -m suite.papers vcl_table2 runs/<sweep> runs/<FlowLens of its adapters>
 """
 
 import argparse
@@ -19,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 1 where the table or the sweep does not exist."""
     parser = argparse.ArgumentParser(prog="python -m suite.papers", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("name", nargs="?", help="the table, named as its experiment")
-    parser.add_argument("sweep", nargs="?", type=Path, help="folder of a finished sweep; paper.parquet is left there")
+    parser.add_argument("sweep", nargs="*", type=Path, help="finished sweeps; paper.parquet is left in the first")
     parser.add_argument("--ours", action="store_true", help="only cells that the sweep has a figure for")
     options = parser.parse_args(arguments)
     try:
@@ -39,23 +40,20 @@ def _list_tables() -> None:
         print(f"{name:20} {each.paper}, {each.place}: {each.quantity} ({filled} of {len(each.cells)} cells)")
 
 
-def _show(published: PublishedTable, sweep: Path | None, only_ours: bool) -> None:
+def _show(published: PublishedTable, sweeps: Sequence[Path], only_ours: bool) -> None:
     from suite.papers.compare import compare, sweep_rows
 
-    rows: list[dict[str, Any]] = []
-    if sweep is not None:
-        rows = sweep_rows(published, sweep)
-        if not rows:
-            raise KeelBenchError(f"no finished run under {sweep} that {published.name} could read")
+    rows = sweep_rows(published, *sweeps)
+    if sweeps and not rows:
+        raise KeelBenchError(f"no finished run under {', '.join(map(str, sweeps))} that {published.name} could read")
     joined = compare(published, rows)
-    if sweep is not None:
+    shown = [row for row in joined if row["ours"] is not None or not only_ours]
+    _print(published, shown, with_ours=bool(sweeps))
+    if sweeps:
         from suite.tables import write_table
 
-        write_table(sweep / "paper.parquet", joined)
-    shown = [row for row in joined if row["ours"] is not None or not only_ours]
-    _print(published, shown, with_ours=sweep is not None)
-    if sweep is not None:
-        print(f"Rows: {sweep / 'paper.parquet'}")
+        write_table(sweeps[0] / "paper.parquet", joined)
+        print(f"Rows: {sweeps[0] / 'paper.parquet'}")
 
 
 def _print(published: PublishedTable, rows: Sequence[dict[str, Any]], *, with_ours: bool) -> None:

@@ -175,8 +175,24 @@ def _flat(row: Row) -> Row:
     return flat
 
 
-def sweep_rows(published: PublishedTable, sweep: Path) -> list[Row]:
-    """The rows of a sweep's folder that the table's figures come from."""
-    if published.ours.rows == "runs":
-        return collect(sweep)
-    return [row for f in sorted(sweep.rglob(f"{published.ours.rows}.parquet")) for row in read_table(f)]
+def sweep_rows(published: PublishedTable, *folders: Path) -> list[Row]:
+    """The rows in these folders that the table's figures come from. Where they are runs, FlowLens's measurements of
+    their adapters, in any of the folders, lend them their ``alignment``."""
+    if published.ours.rows != "runs":
+        return _measurements(published.ours.rows, folders)
+    aligned = {row["adapter"]: row.get("alignment") for row in _measurements("flowlens", folders) if row["adapter"]}
+    rows = [row for folder in folders for row in collect(folder)]
+    for row in rows:
+        adapter = next((s.removeprefix("adapter/") for s in _stages(row) if s.startswith("adapter/")), None)
+        if aligned.get(adapter) is not None:
+            row["alignment"] = aligned[adapter]
+    return rows
+
+
+def _measurements(kind: str, folders: Sequence[Path]) -> list[Row]:
+    return [row for folder in folders for f in sorted(folder.rglob(f"{kind}.parquet")) for row in read_table(f)]
+
+
+def _stages(row: Row) -> list[str]:
+    stages: list[str] = json.loads(row.get("stages") or "[]")
+    return stages

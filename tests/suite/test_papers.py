@@ -6,7 +6,7 @@ import pytest
 
 from eval.errors import DataError, UnknownNameError
 from suite.papers.__main__ import main
-from suite.papers.compare import compare
+from suite.papers.compare import compare, sweep_rows
 from suite.papers.published import Metric, read_tables, table, tables
 from suite.paths import conf_dir
 
@@ -238,6 +238,21 @@ def test_an_embedded_benchmark_stands_in_only_where_the_paper_has_no_cell():
     assert (last["model"], last["ours"]) == ("smollm2", 0.3)
     assert "false_refusal/mini_overrefusal in place of false_refusal/xstest" in last["note"]
     assert all(r["ours"] is None for r in joined[:-1])
+
+
+def test_alignments_of_a_runs_adapter_are_found_in_flowlens_folders(tmp_path):
+    import pandas as pd
+
+    for ratio, key in (("0.0", "aaa"), ("0.5", "bbb")):
+        run = row("full", "-", model="llama3_2_1b", dataset=f"tulu_mix-{ratio}", stages=json.dumps([f"adapter/{key}"]))
+        (tmp_path / "runs" / key).mkdir(parents=True)
+        (tmp_path / "runs" / key / "record.json").write_text(json.dumps(run))
+    (tmp_path / "lens" / "0").mkdir(parents=True)
+    pd.DataFrame([{"adapter": "bbb", "alignment": 0.8}]).to_parquet(tmp_path / "lens" / "0" / "flowlens.parquet")
+    rows = sweep_rows(table("vcl_table2"), tmp_path / "runs", tmp_path / "lens")
+    found = {r["dataset"]: r for r in compare(table("vcl_table2"), rows) if r["quantity"] == "alignment"}
+    assert found["tulu_mix-0.5"]["difference"] == pytest.approx(0.8 - 0.82)
+    assert found["tulu_mix-0.0"]["note"] == "the run has no alignment"
 
 
 def test_the_two_objectives_of_vcl_are_two_rows():
