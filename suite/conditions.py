@@ -4,7 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from suite.plan import BackendSpec, EvalSpec
+from suite.plan import BackendSpec, EvalSpec, VllmSpec
 
 
 def template_fingerprint(folder: Path) -> str:
@@ -22,12 +22,12 @@ def template_fingerprint(folder: Path) -> str:
     return hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()[:20]
 
 
-def decoding(evaluation: EvalSpec, backend: BackendSpec) -> str:
+def decoding(evaluation: EvalSpec, backend: BackendSpec | VllmSpec) -> str:
     """How answers are drawn, in words: all that the completions depend on beside model, prompts and max_new_tokens."""
     parts = ["greedy"]
     if evaluation.system is not None:
         parts.append(f"system turn {hashlib.sha256(evaluation.system.encode()).hexdigest()[:8]}")
-    if getattr(backend, "merge_adapter", False):
+    if backend.merge_adapter:
         parts.append("adapters merged")
     return ", ".join(parts)
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from baselines.method import Method
 from baselines.records import FloatArray
 from eval.errors import KeelBenchError
+from eval.judges.refusal_keywords import RefusalKeywords
 from eval.metrics import Rate
 from eval.records import Prompt
 from suite.cache import Entry, StageCache
@@ -90,7 +91,8 @@ def refusals(
     name, mine = next(iter(asked.items()))
     answers = complete(model, None, {name: mine}, evaluation=plan.evaluation, backend=plan.backend, cache=cache)
     texts, entry = answers[name]
-    verdicts, judged = judge_completions(plan.judge, mine, texts, entry.key, cache)
+    # Whether it refuses is the keyword judge's question, whoever judges the rest.
+    verdicts, judged = judge_completions(RefusalKeywords(), mine, texts, entry.key, cache)
     refused = sum(v.label == "refused" for v in verdicts)
     return Rate.of(refused, len(mine)), [entry, judged]
 

@@ -12,6 +12,8 @@ from suite.purify.index import Index, Reader, scan
 from suite.purify.outputs import check_place
 from suite.purify.plan import PurifyPlan
 from suite.stages.data import load_prompts
+from suite.stages.generation import check_backend
+from suite.stages.judging import with_weights
 from suite.stages.models import locate
 
 log = logging.getLogger(__name__)
@@ -66,6 +68,12 @@ def check(plan: PurifyPlan) -> Inputs:
             problems.append(str(error))
     if plan.verify and not plan.benchmarks:
         problems.append("verify=true asks nothing: name a benchmark, such as benchmark=[mini_harmful]")
+    if plan.verify:
+        for told in (lambda: check_backend(plan.backend), lambda: with_weights(plan.judge).check()):
+            try:
+                told()
+            except KeelBenchError as error:
+                problems.append(str(error))
     needed = [plan.scoring_model] if any(m.uses_model for m in plan.methods.values()) else []
     if plan.model not in needed and (plan.verify or (plan.scorer is not None and plan.transfer_rows)):
         needed.append(plan.model)

@@ -8,9 +8,9 @@ import numpy as np
 
 from suite.purify import plots, traits
 from suite.purify.index import BadRow
+from suite.report.explorer import SAMPLE_CHARACTERS, shorten
 from suite.report.page import environment, now, write
 from suite.report.plots import Plot
-from suite.report.tables import SAMPLE_CHARACTERS, shorten
 
 if TYPE_CHECKING:  # a cycle otherwise: run.py writes the page
     from suite.purify.run import Findings

@@ -7,7 +7,7 @@ from typing import Any
 
 from baselines.method import Method
 from eval.errors import KeelBenchError, UnknownNameError
-from eval.judges import get_judge
+from eval.judges import Judge
 from suite.plan import (
     BackendSpec,
     BenchmarkSource,
@@ -22,6 +22,7 @@ from suite.plan import (
     build,
     checked,
     dataset_spec,
+    judge_of,
     method_of,
     model_spec,
     paths_spec,
@@ -67,7 +68,7 @@ class PurifyPlan:
     train: LoraRecipe
     benchmarks: tuple[BenchmarkSource, ...]
     evaluation: EvalSpec
-    judge: str
+    judge: Judge
     backend: BackendSpec
     tracking: TrackingSpec
     compute: ComputeSpec
@@ -117,8 +118,6 @@ def purify_plan(config: Mapping[str, Any]) -> PurifyPlan:
             )
     combine = _one_of(config, "combine", COMBINE)
     check_combination(len(methods), combine, cut)
-    judge_options = dict(config["judge"])
-    get_judge(judge_options.pop("name"), **judge_options)
     return PurifyPlan(
         model=model_spec(config["model"]),
         scorer=None if config["scorer"] is None else model_spec(config["scorer"]),
@@ -140,7 +139,7 @@ def purify_plan(config: Mapping[str, Any]) -> PurifyPlan:
         train=build(LoraRecipe, config["train"], "train"),
         benchmarks=tuple(_benchmark(name, spec) for name, spec in (config["benchmark"] or {}).items()),
         evaluation=build(EvalSpec, config["eval"], "eval"),
-        judge=config["judge"]["name"],
+        judge=judge_of(config["judge"]),
         backend=build(BackendSpec, config["backend"], "backend"),
         tracking=build(TrackingSpec, config["tracking"], "tracking"),
         compute=build(ComputeSpec, config["compute"], "compute"),

@@ -9,13 +9,13 @@ import numpy as np
 from baselines.records import Sample
 from baselines.regularizer import build_regularizer
 from eval.metrics import Rate, safety_rates
-from eval.records import Prompt
+from eval.records import Prompt, Verdict
 from suite.cache import Entry, StageCache
 from suite.purify.files import Mask
 from suite.purify.plan import PurifyPlan
 from suite.stages.finetuning import fine_tune_selection
 from suite.stages.generation import complete
-from suite.stages.judging import judge_completions
+from suite.stages.judging import judge_completions, with_weights
 from suite.stages.models import LoadedModel
 
 ARMS = ("kept", "dropped", "random")
@@ -63,9 +63,9 @@ def damage(
         answers: dict[str, Any] = complete(
             model, adapter, prompts, evaluation=plan.evaluation, backend=plan.backend, cache=cache
         )
-        verdicts = []
+        verdicts: list[Verdict] = []
         for benchmark, (texts, entry) in answers.items():
-            given, judged = judge_completions(plan.judge, prompts[benchmark], texts, entry.key, cache)
+            given, judged = judge_completions(with_weights(plan.judge), prompts[benchmark], texts, entry.key, cache)
             verdicts += given
             entries += [entry, judged]
         found.append(

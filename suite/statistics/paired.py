@@ -35,7 +35,7 @@ def exact_p(differences: Array) -> float:
     for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
         scaled = np.zeros(2 * size * count + 1)  # sums −size·count … size·count, of which every 2·size-th occurs
         scaled[:: 2 * size] = binom.pmf(np.arange(count + 1), count, 0.5)
-        distribution = np.convolve(distribution, scaled)
+        distribution = np.convolve(distribution, scaled).astype(np.float64)
     middle = len(distribution) // 2
     tails = distribution[: middle - observed + 1].sum() + distribution[middle + observed :].sum()
     return float(min(1.0, tails))
