@@ -267,7 +267,7 @@ def _public(plan: RunPlan) -> dict[str, Any]:
     values["judge"] = {"name": plan.judge.name, "described": plan.judge.described, **_settings(plan.judge)}
     values["label"] = plan.label
     values["benchmarks"] = [b.spec.name for b in plan.benchmarks]
-    values["dataset"] = {k: v for k, v in values["dataset"].items() if k != "source"}
+    values["dataset"] = {k: v for k, v in values["dataset"].items() if not k.endswith("source")}
     for private in ("paths", "tracking"):
         del values[private]
     if Path(plan.model.source).is_absolute():

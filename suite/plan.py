@@ -74,6 +74,9 @@ class DatasetSpec:
     k: int  # read by the selections as ${dataset.k}
     limit: int | None
     source: Source
+    safety_ratio: float | None = None  # of a mixture: its share of safety rows; None = no mixture
+    size: int | None = None  # of a mixture: its rows
+    safety_source: Source | None = None  # where they come from; None = the source's own rows of category "safety"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +211,7 @@ def plan_from_config(config: Mapping[str, Any]) -> RunPlan:
         selection=_selection(config["selection"]),
         train=build(LoraRecipe, config["train"], "train"),
         benchmarks=tuple(_benchmark(name, spec) for name, spec in (config["benchmark"] or {}).items()),
-        evaluation=build(EvalSpec, config["eval"], "eval"),
+        evaluation=_evaluation(config["eval"], method),
         judge=judge_of(config["judge"]),
         backend=build(BACKENDS[config["backend"]["name"]], config["backend"], "backend"),
         tracking=build(TrackingSpec, config["tracking"], "tracking"),
@@ -220,6 +223,15 @@ def plan_from_config(config: Mapping[str, Any]) -> RunPlan:
 
 
 BACKENDS = {"hf": BackendSpec, "vllm": VllmSpec}
+
+
+def _evaluation(config: Mapping[str, Any], method: Method) -> EvalSpec:
+    """The evaluation, under the system turn of a method that is one."""
+    spec: EvalSpec = build(EvalSpec, config, "eval")
+    system = getattr(method, "system", None) if method.name == "system_prompt" else None
+    if system is not None and spec.system is not None:
+        raise KeelBenchError("method=system_prompt brings the system turn: leave eval.system null")
+    return spec if system is None else dataclasses.replace(spec, system=system)
 
 
 def method_of(config: Mapping[str, Any]) -> Method:
@@ -258,6 +270,9 @@ def model_spec(config: Mapping[str, Any]) -> ModelSpec:
 def dataset_spec(config: Mapping[str, Any]) -> DatasetSpec:
     """A data set's section."""
     source, values = _source(config, "baselines", "dataset")
+    if values.get("safety_source") is not None:
+        values["safety_source"], more = _source(values["safety_source"], "baselines", "dataset.safety_source")
+        refuse_unknown(more, set(), "dataset.safety_source setting")
     return build(DatasetSpec, {**values, "source": source}, "dataset")
 
 

@@ -9,6 +9,7 @@ from baselines.records import Sample
 from baselines.samples import load_samples, samples_from_rows
 from eval.benchmarks import load_benchmark, prompts_from_rows, take
 from eval.records import Prompt
+from suite.mixture import mixed
 from suite.plan import BenchmarkSource, DatasetSpec
 
 
@@ -41,6 +42,8 @@ def load_data(spec: DatasetSpec, data_root: Path | None) -> Data:
         rows = spec.source.hub_rows(spec.name, data_root)
         loaded = samples_from_rows(rows, path=f"hub data set of {spec.name}", source=spec.name, format=spec.format)
     samples = loaded.samples
+    if spec.safety_ratio is not None:
+        samples = mixed(spec, samples, data_root)
     if spec.limit is not None:
         kept = set(sorted(s.id for s in samples)[: spec.limit])
         samples = [s for s in samples if s.id in kept]
