@@ -13,12 +13,12 @@ from typing import Any
 from baselines.records import Sample, Scores
 from eval.errors import KeelBenchError
 from eval.judges import get_judge
-from eval.metrics import ATTACK_SUCCEEDED, safety_rates
+from eval.metrics import ATTACK_SUCCEEDED, category_rates, safety_rates
 from eval.records import Completion, Prompt, Verdict
 from suite.cache import Entry, StageCache, fingerprint
 from suite.plan import RunPlan
 from suite.records import RunRecord, write_record
-from suite.stages.data import Data, ids_key, load_data, load_prompts
+from suite.stages.data import Data, benchmark_files, ids_key, load_data, load_prompts
 from suite.stages.finetuning import fine_tune_selection
 from suite.stages.generation import complete
 from suite.stages.judging import judge_completions
@@ -71,6 +71,7 @@ def run(plan: RunPlan, folder: Path, sweep: str) -> RunRecord:
     """
     code_fingerprint()  # now: sources may be edited while the run goes on
     data, prompts = check(plan)
+    files = benchmark_files(plan.benchmarks, plan.paths.data)
     cache = StageCache(plan.paths.cache)
     with Tracker(
         plan.tracking,
@@ -111,7 +112,8 @@ def run(plan: RunPlan, folder: Path, sweep: str) -> RunRecord:
             entries += [entry, judged]
 
         everything = [p for asked in prompts.values() for p in asked]
-        rates = safety_rates(everything, [v for given in verdicts.values() for v in given])
+        opinions = [v for given in verdicts.values() for v in given]
+        rates = safety_rates(everything, opinions)
         record = RunRecord(
             run_id=fingerprint([e.key for e in entries])[:12],
             sweep=sweep,
@@ -146,9 +148,14 @@ def run(plan: RunPlan, folder: Path, sweep: str) -> RunRecord:
             },
             scorer_info=scored.scores.info if scored else {},
             versions=_versions(),
+            benchmark_files=files,
         )
         scores = scored.scores if scored else None
         _write_tables(folder, tracker, plan, data, scores, selected, prompts, completions, verdicts)
+        by_category = category_rates(everything, opinions)
+        if by_category:
+            write_table(folder / "categories.parquet", by_category)
+            tracker.table("categories", by_category)
         if adapter is not None:
             write_table(folder / "training.parquet", adapter.curve)
         write_record(folder, record)

@@ -91,7 +91,8 @@ class BenchmarkSource:
 
     spec: BenchmarkSpec
     source: Source
-    hub_columns: Mapping[str, str]  # prompt_column, category_column where the hub's copy names them otherwise
+    hub_columns: Mapping[str, str]  # prompt_column, category_column, ... where the hub's copy names them otherwise
+    hub_where: Mapping[str, list[str]]  # rows kept of the hub's copy; the published file's filter is its subset
     citation: str
     licence: str
 
@@ -270,9 +271,11 @@ def _benchmark(name: str, config: Mapping[str, Any]) -> BenchmarkSource:
     source, values = _source(config, "eval", where)
     about = {k: values.pop(k, "") for k in ("citation", "licence")}
     hub_columns = dict(values.pop("hub_columns", None) or {})
-    refuse_unknown(hub_columns, {"prompt_column", "category_column"}, f"{where}.hub_columns setting")
+    columns = {"prompt_column", "category_column", "context_column"}
+    refuse_unknown(hub_columns, columns, f"{where}.hub_columns setting")
+    hub_where = dict(values.pop("hub_where", None) or {})
     spec = build(BenchmarkSpec, {"name": name, **values}, where)
-    return BenchmarkSource(spec=spec, source=source, hub_columns=hub_columns, **about)
+    return BenchmarkSource(spec=spec, source=source, hub_columns=hub_columns, hub_where=hub_where, **about)
 
 
 def build(cls: type, values: Mapping[str, Any], where: str) -> Any:

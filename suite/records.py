@@ -40,16 +40,18 @@ class RunRecord:
     fingerprints: dict[str, str] = field(default_factory=dict)  # config, data, prompts, code, model
     scorer_info: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    benchmark_files: dict[str, dict[str, str | None]] = field(default_factory=dict)  # checksums, found and known
 
     def row(self) -> dict[str, Any]:
         """Flat and JSON-valued; absent is None. Rates: ``<name>``, ``<name>/n``, ``/low``, ``/high``."""
         row: dict[str, Any] = {
             k: v
             for k, v in asdict(self).items()
-            if k not in ("rates", "entries", "fingerprints", "options", "scorer_info", "versions")
+            if k not in ("rates", "entries", "fingerprints", "options", "scorer_info", "versions", "benchmark_files")
         }
         row["options"] = json.dumps(self.options, sort_keys=True)
         row["scorer_info"] = json.dumps(self.scorer_info, sort_keys=True)
+        row["benchmark_files"] = json.dumps(self.benchmark_files, sort_keys=True)
         for name, rate in self.rates.items():
             row[name] = rate.value
             row |= {f"{name}/n": rate.n, f"{name}/low": rate.low, f"{name}/high": rate.high}
