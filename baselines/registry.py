@@ -10,6 +10,7 @@ MODULES = {
     "none": "baselines.references",
     "full": "baselines.references",
     "random": "baselines.random_choice",
+    "length": "baselines.response_length",
     "larf": "baselines.larf",
     "vcl": "baselines.references",
     "gradsafe": "baselines.gradsafe",

@@ -6,6 +6,7 @@ see the same prompt ids (tokenising the joined text may merge a token across the
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
@@ -99,9 +100,7 @@ class ChatFormat:
 
     def stop_ids(self, model: Any) -> list[int]:
         """Tokens that end generation: the template's end of turn and the model's own end-of-sequence tokens."""
-        own = getattr(model.generation_config, "eos_token_id", None)
-        own = own if isinstance(own, list) else [own]
-        return sorted({self.end_of_turn_id, *(i for i in own if i is not None)})
+        return sorted({self.end_of_turn_id, *end_of_sequence_ids(model.generation_config)})
 
     def prompt_text(self, user: str, system: str | None = None) -> str:
         return self._render(self._messages(user, system), True)
@@ -141,6 +140,22 @@ class ChatFormat:
             content = content[:keep_content]
         ids = (*prompt, *content, *suffix)
         return Conversation(ids, len(prompt), len(prompt) + len(content) + end_offset, truncated)
+
+
+def end_of_sequence_ids(generation_config: Any) -> list[int]:
+    """A model's own end-of-sequence tokens."""
+    own = getattr(generation_config, "eos_token_id", None)
+    return [i for i in (own if isinstance(own, list) else [own]) if i is not None]
+
+
+def generation_config(folder: Path, config: Any) -> Any:
+    """The generation settings that transformers would give a model of configuration ``config`` loaded from
+    ``folder``, for whoever does not load it by transformers."""
+    from transformers import GenerationConfig
+
+    if (folder / "generation_config.json").is_file():
+        return GenerationConfig.from_pretrained(folder)
+    return GenerationConfig.from_model_config(config)
 
 
 def _assistant(content: str) -> dict[str, str]:

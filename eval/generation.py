@@ -32,13 +32,7 @@ def generate(
         CapacityError: a prompt and its answer do not fit the model's context.
     """
     chat = ChatFormat(tokenizer)
-    encoded = [chat.prompt_ids(p.text, system) for p in prompts]
-    context = getattr(model.config, "max_position_embeddings", None)
-    longest = max((len(ids) for ids in encoded), default=0)
-    if context is not None and longest + max_new_tokens > context:
-        raise CapacityError(
-            f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the model's context of {context}"
-        )
+    encoded = encode(chat, prompts, system, max_new_tokens, getattr(model.config, "max_position_embeddings", None))
     stop = chat.stop_ids(model)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop[0]
     completions: dict[int, Completion] = {}
@@ -46,14 +40,34 @@ def generate(
     for batch in token_budget_batches(lengths, tokens_per_batch):
         new_ids = generate_ids(model, [encoded[i] for i in batch], max_new_tokens, stop, pad)
         for index, ids in zip(batch, new_ids, strict=True):
-            end = next((n for n, token in enumerate(ids) if token in stop), None)
-            kept = ids if end is None else ids[: end + 1]
-            text = tokenizer.decode(kept, skip_special_tokens=True)
-            completions[index] = Completion(
-                prompts[index].id, text.strip(), len(kept), "length" if end is None else "stop"
-            )
+            completions[index] = completion(tokenizer, prompts[index], ids, stop)
         on_batch(len(batch))
     return [completions[i] for i in range(len(prompts))]
+
+
+def encode(
+    chat: ChatFormat, prompts: Sequence[Prompt], system: str | None, max_new_tokens: int, context: int | None
+) -> list[list[int]]:
+    """The prompts as token ids, the same for every back end.
+
+    Raises:
+        CapacityError: a prompt and its answer do not fit a context of ``context`` tokens.
+    """
+    encoded = [chat.prompt_ids(p.text, system) for p in prompts]
+    longest = max((len(ids) for ids in encoded), default=0)
+    if context is not None and longest + max_new_tokens > context:
+        raise CapacityError(
+            f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the model's context of {context}"
+        )
+    return encoded
+
+
+def completion(tokenizer: Any, prompt: Prompt, ids: Sequence[int], stop: Sequence[int]) -> Completion:
+    """Generated ids as an answer: up to and with the first stop token, the same for every back end."""
+    end = next((n for n, token in enumerate(ids) if token in stop), None)
+    kept = list(ids) if end is None else list(ids[: end + 1])
+    text = tokenizer.decode(kept, skip_special_tokens=True)
+    return Completion(prompt.id, text.strip(), len(kept), "length" if end is None else "stop")
 
 
 def generate_ids(

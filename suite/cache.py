@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import os
-import resource
 import shutil
 import tempfile
 import time
@@ -22,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+
+from suite.machine import peak_memory_mb
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ class StageCache:
 
         An exception in ``compute`` leaves nothing behind.
         """
-        key = fingerprint({"stage": stage, "version": version, "inputs": dict(inputs)})
+        key = self.key(stage, version, inputs)
         home = self.root / stage
         home.mkdir(parents=True, exist_ok=True)
         path = home / key
@@ -108,6 +109,15 @@ class StageCache:
         log.info("%s: from the cache", title)
         return found
 
+    @staticmethod
+    def key(stage: str, version: str, inputs: Mapping[str, Any]) -> str:
+        """Under which a stage's entry lies."""
+        return fingerprint({"stage": stage, "version": version, "inputs": dict(inputs)})
+
+    def find(self, stage: str, key: str) -> Entry | None:
+        """A finished entry by its key; None where there is none, or a damaged one."""
+        return self._found(stage, key, self.root / stage / key)
+
     def _compute(
         self,
         stage: str,
@@ -121,8 +131,7 @@ class StageCache:
         try:
             start = time.perf_counter()
             tokens = compute(work)
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            cost = Cost(time.perf_counter() - start, tokens, peak)
+            cost = Cost(time.perf_counter() - start, tokens, peak_memory_mb())
             manifest = {
                 "stage": stage,
                 "version": version,

@@ -5,23 +5,26 @@ import hashlib
 import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from baselines.records import Sample, Scores
 from eval.errors import KeelBenchError
-from eval.judges import get_judge
+from eval.judges import Judge
 from eval.metrics import ATTACK_SUCCEEDED, category_rates, safety_rates
 from eval.records import Completion, Prompt, Verdict
+from suite.artifacts import log_artifacts
 from suite.cache import Entry, StageCache, fingerprint
+from suite.conditions import decoding, devices, template_fingerprint
+from suite.flops import compute_costs
 from suite.plan import RunPlan
 from suite.records import RunRecord, write_record
 from suite.stages.data import Data, benchmark_files, ids_key, load_data, load_prompts
 from suite.stages.finetuning import fine_tune_selection
-from suite.stages.generation import complete
-from suite.stages.judging import judge_completions
+from suite.stages.generation import check_backend, complete
+from suite.stages.judging import judge_completions, score_means, total_usage, with_weights
 from suite.stages.models import LoadedModel, locate, prepare
 from suite.stages.scoring import score
 from suite.stages.selection import cut_size, select
@@ -56,6 +59,14 @@ def check(plan: RunPlan) -> tuple[Data, dict[str, list[Prompt]]]:
     try:
         locate(plan.model)
         plan.method.calibration()  # reads the method's own files
+    except KeelBenchError as error:
+        problems.append(str(error))
+    try:
+        check_backend(plan.backend)
+    except KeelBenchError as error:
+        problems.append(str(error))
+    try:
+        with_weights(plan.judge).check()
     except KeelBenchError as error:
         problems.append(str(error))
     if problems or data is None:
@@ -106,12 +117,13 @@ def run(plan: RunPlan, folder: Path, sweep: str) -> RunRecord:
             tracker.curve(adapter.curve)
 
         completions = complete(model, adapter, prompts, evaluation=plan.evaluation, backend=plan.backend, cache=cache)
-        verdicts = {}
+        judge, verdicts = with_weights(plan.judge), {}
         for name, (texts, entry) in completions.items():
-            verdicts[name], judged = judge_completions(plan.judge, prompts[name], texts, entry.key, cache)
+            verdicts[name], judged = judge_completions(judge, prompts[name], texts, entry.key, cache)
             entries += [entry, judged]
 
         everything = [p for asked in prompts.values() for p in asked]
+        device, gpus = devices(plan.compute.device)
         opinions = [v for given in verdicts.values() for v in given]
         rates = safety_rates(everything, opinions)
         record = RunRecord(
@@ -129,22 +141,28 @@ def run(plan: RunPlan, folder: Path, sweep: str) -> RunRecord:
             n_samples=len(data.samples),
             n_selected=len(selected),
             seed=plan.seed,
-            judge=plan.judge,
-            judge_version=get_judge(plan.judge).version,
+            judge=judge.name,
+            judge_version=judge.described,
             backend=plan.backend.name,
             max_new_tokens=plan.evaluation.max_new_tokens,
             prompt_limit=plan.evaluation.limit,
             dtype=plan.model.dtype,
-            device=plan.compute.device,
+            device=device,
+            gpus=gpus,
+            decoding=decoding(plan.evaluation, plan.backend),
             rates=rates,
+            means=score_means(judge, prompts, verdicts),
+            usage=total_usage(verdicts),
             train_loss=adapter.curve[-1]["loss"] if adapter else None,
             entries=tuple(entries),
+            compute=compute_costs(entries, weights.folder, device=device, dtype=plan.model.dtype),
             fingerprints={
                 "config": fingerprint(_public(plan)),
                 "data": data.key,
                 "prompts": ids_key([p.id for p in everything]),
                 "model": weights.key,
                 "code": code_fingerprint(),
+                "template": template_fingerprint(weights.folder),
             },
             scorer_info=scored.scores.info if scored else {},
             versions=_versions(),
@@ -160,6 +178,7 @@ def run(plan: RunPlan, folder: Path, sweep: str) -> RunRecord:
             write_table(folder / "training.parquet", adapter.curve)
         write_record(folder, record)
         tracker.summary(record.row())
+        log_artifacts(tracker, folder, record, adapter.folder if adapter else None)
     return record
 
 
@@ -252,6 +271,7 @@ def _public(plan: RunPlan) -> dict[str, Any]:
     values = asdict(plan)
     values["method"] = {"name": plan.method.name, **asdict(plan.method)}
     values["regularizer"] = {"name": plan.regularizer.name, **asdict(plan.regularizer)}
+    values["judge"] = {"name": plan.judge.name, "described": plan.judge.described, **_settings(plan.judge)}
     values["label"] = plan.label
     values["benchmarks"] = [b.spec.name for b in plan.benchmarks]
     values["dataset"] = {k: v for k, v in values["dataset"].items() if k != "source"}
@@ -260,6 +280,12 @@ def _public(plan: RunPlan) -> dict[str, Any]:
     if Path(plan.model.source).is_absolute():
         values["model"]["source"] = Path(plan.model.source).name
     return _json(values)
+
+
+def _settings(judge: Judge) -> dict[str, Any]:
+    """A judge's settings without what tells of somebody's machine or network."""
+    private = ("model", "server", "weights", "kept", "prompt_file", "key_variable")
+    return {k: v for k, v in asdict(judge).items() if k not in private} if is_dataclass(judge) else {}
 
 
 def _json(value: Any) -> Any:

@@ -18,7 +18,7 @@ from baselines.method import Method, build_method
 from baselines.regularizer import Regularizer, build_regularizer
 from eval.benchmarks import BenchmarkSpec
 from eval.errors import KeelBenchError, UnknownNameError
-from eval.judges import get_judge
+from eval.judges import Judge, judge_class
 from suite.sources import HubSet, Source
 
 
@@ -113,6 +113,20 @@ class BackendSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VllmSpec:
+    """vLLM's engine; None leaves a choice to it or, on a CPU, to ``eval.vllm_engine``."""
+
+    name: str
+    merge_adapter: bool
+    max_model_len: int
+    max_num_seqs: int
+    gpu_memory_utilization: float
+    kv_cache_gib: float | None
+    enforce_eager: bool | None
+    tensor_parallel_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrackingSpec:
     mode: str  # auto, online, offline, disabled
     project: str
@@ -121,12 +135,14 @@ class TrackingSpec:
     tags: tuple[str, ...]
     notes: str | None
     group: str | None
+    artifacts: tuple[str, ...] = ("scores", "adapter", "completions")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeSpec:
     device: str  # auto, cpu, cuda, cuda:1, ...
     scoring_tokens_per_batch: int
+    scoring_processes: int | typing.Literal["auto"]  # auto = one a visible GPU
     training_tokens_per_pass: int
     max_length: int
     threads: int | None
@@ -150,8 +166,8 @@ class RunPlan:
     train: LoraRecipe
     benchmarks: tuple[BenchmarkSource, ...]
     evaluation: EvalSpec
-    judge: str
-    backend: BackendSpec
+    judge: Judge
+    backend: BackendSpec | VllmSpec
     tracking: TrackingSpec
     compute: ComputeSpec
     paths: PathsSpec
@@ -185,8 +201,6 @@ def plan_from_config(config: Mapping[str, Any]) -> RunPlan:
     regularizer = build_regularizer(regularizer_options.pop("name"), regularizer_options)
     if method.name == "vcl" and regularizer.name != "vcl":
         raise KeelBenchError("method=vcl is the VCL regulariser on all samples: it needs regularizer=vcl")
-    judge_options = dict(config["judge"])
-    get_judge(judge_options.pop("name"), **judge_options)
     return RunPlan(
         model=model_spec(config["model"]),
         dataset=dataset_spec(config["dataset"]),
@@ -196,8 +210,8 @@ def plan_from_config(config: Mapping[str, Any]) -> RunPlan:
         train=build(LoraRecipe, config["train"], "train"),
         benchmarks=tuple(_benchmark(name, spec) for name, spec in (config["benchmark"] or {}).items()),
         evaluation=build(EvalSpec, config["eval"], "eval"),
-        judge=config["judge"]["name"],
-        backend=build(BackendSpec, config["backend"], "backend"),
+        judge=judge_of(config["judge"]),
+        backend=build(BACKENDS[config["backend"]["name"]], config["backend"], "backend"),
         tracking=build(TrackingSpec, config["tracking"], "tracking"),
         compute=build(ComputeSpec, config["compute"], "compute"),
         paths=paths_spec(config["paths"]),
@@ -206,11 +220,21 @@ def plan_from_config(config: Mapping[str, Any]) -> RunPlan:
     )
 
 
+BACKENDS = {"hf": BackendSpec, "vllm": VllmSpec}
+
+
 def method_of(config: Mapping[str, Any]) -> Method:
     """The method that a section such as ``conf/method/larf.yaml`` describes."""
     options = {k: _tupled(v) for k, v in config.items()}
     method: Method = build_method(get_method(options.pop("name")), options)
     return method
+
+
+def judge_of(config: Mapping[str, Any]) -> Judge:
+    """The judge that a section such as ``conf/judge/llama_guard.yaml`` describes."""
+    options = dict(config)
+    judge: Judge = build(judge_class(options.pop("name")), options, "judge")
+    return judge
 
 
 def paths_spec(config: Mapping[str, Any]) -> PathsSpec:

@@ -1,11 +1,13 @@
 """One flat row per run: what was chosen, what was measured, what it cost, and what it rests on."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eval.metrics import Rate
+from eval.metrics import Mean, Rate
+from eval.records import Usage
 from suite.cache import Entry
 
 
@@ -33,11 +35,16 @@ class RunRecord:
     max_new_tokens: int
     prompt_limit: int | None
     dtype: str
-    device: str
+    device: str  # cpu, cuda
+    gpus: int = 0
+    decoding: str = ""  # suite.conditions
     rates: dict[str, Rate] = field(default_factory=dict)
+    means: dict[str, Mean] = field(default_factory=dict)  # of judges that give scores, such as gpt_score/<benchmark>
+    usage: Usage = field(default_factory=Usage)  # what the judge's model took, when the verdicts were given
     train_loss: float | None = None  # of the last optimiser step, nats a token
     entries: tuple[Entry, ...] = ()  # every stage the run rests on
-    fingerprints: dict[str, str] = field(default_factory=dict)  # config, data, prompts, code, model
+    compute: dict[str, float | None] = field(default_factory=dict)  # cost/<stage>/flops and /mfu (suite.flops)
+    fingerprints: dict[str, str] = field(default_factory=dict)  # config, data, prompts, code, model, template
     scorer_info: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     benchmark_files: dict[str, dict[str, str | None]] = field(default_factory=dict)  # checksums, found and known
@@ -47,24 +54,59 @@ class RunRecord:
         row: dict[str, Any] = {
             k: v
             for k, v in asdict(self).items()
-            if k not in ("rates", "entries", "fingerprints", "options", "scorer_info", "versions", "benchmark_files")
+            if k
+            not in (
+                "rates",
+                "means",
+                "usage",
+                "entries",
+                "compute",
+                "fingerprints",
+                "options",
+                "scorer_info",
+                "versions",
+                "benchmark_files",
+            )
         }
         row["options"] = json.dumps(self.options, sort_keys=True)
         row["scorer_info"] = json.dumps(self.scorer_info, sort_keys=True)
         row["benchmark_files"] = json.dumps(self.benchmark_files, sort_keys=True)
-        for name, rate in self.rates.items():
-            row[name] = rate.value
-            row |= {f"{name}/n": rate.n, f"{name}/low": rate.low, f"{name}/high": rate.high}
+        row |= rate_columns(self.rates)
+        row |= mean_columns(self.means) | usage_columns(self.usage)
         for stage in dict.fromkeys(e.stage for e in self.entries):
             costs = [e.cost for e in self.entries if e.stage == stage]
             row[f"cost/{stage}/seconds"] = sum(c.seconds for c in costs)
             row[f"cost/{stage}/tokens"] = sum(c.tokens for c in costs)
             row[f"cost/{stage}/peak_memory_mb"] = max(c.peak_memory_mb for c in costs)
+        row |= self.compute
         row["stages"] = json.dumps([f"{e.stage}/{e.key}" for e in self.entries])
         row["stages_from_cache"] = sum(e.cached for e in self.entries)
         row |= {f"fingerprint/{k}": v for k, v in self.fingerprints.items()}
         row |= {f"version/{k}": v for k, v in self.versions.items()}
         return row
+
+
+def rate_columns(rates: Mapping[str, Rate], prefix: str = "") -> dict[str, Any]:
+    """``<name>``, ``<name>/n``, ``/low``, ``/high`` of every rate."""
+    columns: dict[str, Any] = {}
+    for name, rate in rates.items():
+        values = {"": rate.value, "/n": rate.n, "/low": rate.low, "/high": rate.high}
+        columns |= {f"{prefix}{name}{end}": value for end, value in values.items()}
+    return columns
+
+
+def mean_columns(means: Mapping[str, Mean], prefix: str = "") -> dict[str, Any]:
+    """``<name>``, ``<name>/n``, ``/ci_low``, ``/ci_high`` of every mean: on the judge's own scale, not a share."""
+    columns: dict[str, Any] = {}
+    for name, mean in means.items():
+        values = {"": mean.value, "/n": mean.n, "/ci_low": mean.low, "/ci_high": mean.high}
+        columns |= {f"{prefix}{name}{end}": None if value != value else value for end, value in values.items()}
+    return columns
+
+
+def usage_columns(usage: Usage, prefix: str = "") -> dict[str, Any]:
+    """``judge/requests``, ``/prompt_tokens``, ``/completion_tokens``, ``/dollars``, where a model was asked."""
+    return {f"{prefix}judge/{k}": v for k, v in asdict(usage).items()} if usage.requests else {}
 
 
 def write_record(folder: Path, record: RunRecord) -> None:

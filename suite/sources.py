@@ -55,7 +55,11 @@ class Source:
         return f"{data_root} has no {self.local}"
 
     def hub_rows(self, name: str, data_root: Path | None) -> Iterable[tuple[int, dict[str, Any]]]:
-        """``(number, row)`` of the hub data set, from the local hub cache where it is there.
+        """``(number, row)`` of the hub data set (see ``hub_table``)."""
+        return enumerate(self.hub_table(name, data_root), start=1)
+
+    def hub_table(self, name: str, data_root: Path | None) -> Any:
+        """The hub's ``datasets.Dataset``, from the local hub cache where it is there.
 
         Raises:
             DataError: gated, absent or out of reach, with what was tried before.
@@ -65,7 +69,7 @@ class Source:
 
         hub = self.hub
         try:
-            table = load_dataset(hub.repo, hub.name, split=hub.split, revision=hub.revision)
+            return load_dataset(hub.repo, hub.name, split=hub.split, revision=hub.revision)
         except (OSError, ValueError, RuntimeError) as error:
             offline = "; HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else ""
             reason = str(error).splitlines()[0]
@@ -74,7 +78,6 @@ class Source:
                 f"{self._local_hint(data_root)}, and https://huggingface.co/datasets/{hub.repo} cannot be loaded "
                 f"({reason}{offline}). If it is gated, accept its terms there and run `hf auth login`",
             ) from error
-        return enumerate(table, start=1)
 
 
 def resolve_model_folder(source: str, revision: str | None) -> Path:
@@ -113,11 +116,8 @@ def _hub_snapshot(repo: str, revision: str | None) -> Path:
 
     how = f"`hf download {repo}` on a machine with network access, or model.source=<folder> with a local copy"
     try:
-        return Path(
-            snapshot_download(
-                repo, revision=revision, allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
-            )
-        )
+        wanted = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "README.md"]
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
     except GatedRepoError as error:
         raise MissingWeightsError(
             f"the weights of {repo} are gated: accept the licence at https://huggingface.co/{repo}, then "

@@ -7,7 +7,12 @@ from typing import Any
 from suite.plan import ComputeSpec, ModelSpec, RunPlan, plan_from_config
 
 COMPUTE = ComputeSpec(
-    device="cpu", scoring_tokens_per_batch=2048, training_tokens_per_pass=2048, max_length=2048, threads=None
+    device="cpu",
+    scoring_tokens_per_batch=2048,
+    scoring_processes=1,
+    training_tokens_per_pass=2048,
+    max_length=2048,
+    threads=None,
 )
 SMOLLM2 = ModelSpec(
     name="smollm2",

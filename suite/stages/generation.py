@@ -2,16 +2,39 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from eval.records import Completion, Prompt, as_rows
 from suite.cache import Entry, StageCache
-from suite.plan import BackendSpec, EvalSpec
-from suite.progress import progress
+from suite.plan import BackendSpec, EvalSpec, VllmSpec
+from suite.progress import Advance, progress
 from suite.stages.data import ids_key
 from suite.stages.finetuning import Adapter
-from suite.stages.models import LoadedModel
+from suite.stages.models import LoadedModel, load
 from suite.tables import read_table, write_table
+
+STAGE, VERSION = "completions", "2"
+
+
+class Subject(Protocol):
+    """The model that answers, made ready when the first answer is missing."""
+
+    def answer(self, name: str, evaluation: EvalSpec, advance: Advance) -> list[Completion]:
+        """The completions of the benchmark ``name``."""
+        ...
+
+    def release(self) -> None: ...
+
+
+def check_backend(backend: BackendSpec | VllmSpec) -> None:
+    """
+    Raises:
+        KeelBenchError: what the back end needs is not installed.
+    """
+    if isinstance(backend, VllmSpec):
+        from eval.vllm_engine import check_installed
+
+        check_installed()
 
 
 def complete(
@@ -20,80 +43,167 @@ def complete(
     prompts: Mapping[str, Sequence[Prompt]],
     *,
     evaluation: EvalSpec,
-    backend: BackendSpec,
+    backend: BackendSpec | VllmSpec,
     cache: StageCache,
 ) -> dict[str, tuple[list[Completion], Entry]]:
     """Each benchmark's completions, by its name; one cache entry a benchmark, so that adding one recomputes none.
 
-    A benchmark's prompts are batched among themselves: its completions do not depend on what else was asked for.
+    With ``hf`` a benchmark's prompts are batched among themselves: its completions do not depend on what else was asked
+    for. vLLM gets all that is missing in one call and batches as it goes.
     """
-    subject = _Subject(model, adapter, backend.merge_adapter)
+    inputs = {name: _inputs(model, adapter, asked, evaluation, backend) for name, asked in prompts.items()}
+    missing = {
+        name: asked
+        for name, asked in prompts.items()
+        if not (cache.root / STAGE / cache.key(STAGE, VERSION, inputs[name])).is_dir()
+    }
+    subject: Subject = (
+        _Vllm(model, adapter, backend, prompts, list(missing))
+        if isinstance(backend, VllmSpec)
+        else _Transformers(model, adapter, backend, prompts)
+    )
     results = {}
-    for name, asked in prompts.items():
-        entry = _benchmark(subject, name, asked, evaluation, backend, cache)
-        rows = read_table(entry.path / "completions.parquet")
-        results[name] = ([Completion(**row) for row in rows], entry)
-    subject.release()
+    try:
+        for name, asked in prompts.items():
+            entry = _benchmark(subject, name, len(asked), evaluation, inputs[name], cache)
+            rows = read_table(entry.path / "completions.parquet")
+            results[name] = ([Completion(**row) for row in rows], entry)
+    finally:
+        subject.release()
     return results
 
 
-def _benchmark(
-    subject: "_Subject",
-    name: str,
+def _inputs(
+    model: LoadedModel,
+    adapter: Adapter | None,
     prompts: Sequence[Prompt],
     evaluation: EvalSpec,
-    backend: BackendSpec,
-    cache: StageCache,
-) -> Entry:
-    def compute_stage(out: Path) -> int:
-        from eval.generation import generate
-
-        with progress(f"answering {name}", len(prompts)) as advance:
-            completions = generate(
-                *subject.get(),
-                prompts,
-                max_new_tokens=evaluation.max_new_tokens,
-                tokens_per_batch=backend.tokens_per_batch,
-                system=evaluation.system,
-                on_batch=advance,
-            )
-        write_table(out / "completions.parquet", as_rows(completions))
-        return sum(c.n_tokens for c in completions)
-
-    inputs = {
-        "model": subject.model.weights.key,
-        "dtype": subject.model.spec.dtype,
-        "attention": subject.model.spec.attention,
-        "adapter": subject.adapter.key if subject.adapter else None,
-        "merged": backend.merge_adapter if subject.adapter else None,
+    backend: BackendSpec | VllmSpec,
+) -> dict[str, Any]:
+    """What completions depend on."""
+    return {
+        "model": model.weights.key,
+        "dtype": model.spec.dtype,
+        "attention": None if isinstance(backend, VllmSpec) else model.spec.attention,
+        "adapter": adapter.key if adapter else None,
+        "merged": backend.merge_adapter if adapter else None,
         "backend": backend.name,
         "prompts": ids_key([p.id for p in prompts]),
         "max_new_tokens": evaluation.max_new_tokens,
         "system": evaluation.system,
     }
-    return cache.entry("completions", "2", inputs, compute_stage, f"{name} ({len(prompts)} prompts)")
 
 
-class _Subject:
-    """The model that answers, with its adapter on; loaded when the first answer is missing."""
+def _benchmark(
+    subject: Subject, name: str, n: int, evaluation: EvalSpec, inputs: Mapping[str, Any], cache: StageCache
+) -> Entry:
+    def compute_stage(out: Path) -> int:
+        with progress(f"answering {name}", n) as advance:
+            completions = subject.answer(name, evaluation, advance)
+        write_table(out / "completions.parquet", as_rows(completions))
+        return sum(c.n_tokens for c in completions)
 
-    def __init__(self, model: LoadedModel, adapter: Adapter | None, merge: bool):
-        self.model, self.adapter, self.merge = model, adapter, merge
+    return cache.entry(STAGE, VERSION, inputs, compute_stage, f"{name} ({n} prompts)")
+
+
+class _Transformers:
+    """transformers' generate, with the adapter on; loaded when the first answer is missing."""
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        adapter: Adapter | None,
+        backend: BackendSpec,
+        prompts: Mapping[str, Sequence[Prompt]],
+    ):
+        self.model, self.adapter, self.backend, self.prompts = model, adapter, backend, prompts
         self._ready: tuple[Any, Any] | None = None
 
-    def get(self) -> tuple[Any, Any]:
-        if self._ready is None:
-            base, tokenizer = self.model.get()
-            if self.adapter is not None:
-                from peft import PeftModel
+    def answer(self, name: str, evaluation: EvalSpec, advance: Advance) -> list[Completion]:
+        from eval.generation import generate
 
-                self.model.drop()
-                # In the base's dtype, as inference engines load adapters; in float32 they would double the time.
-                base = PeftModel.from_pretrained(base, self.adapter.folder, autocast_adapter_dtype=False)
-                base = base.merge_and_unload() if self.merge else base
-                base.eval()
-            self._ready = (base, tokenizer)
-        return self._ready
+        if self._ready is None:
+            self._ready = self._load()
+        return generate(
+            *self._ready,
+            self.prompts[name],
+            max_new_tokens=evaluation.max_new_tokens,
+            tokens_per_batch=self.backend.tokens_per_batch,
+            system=evaluation.system,
+            on_batch=advance,
+        )
+
+    def _load(self) -> tuple[Any, Any]:
+        base, tokenizer = self.model.get()
+        if self.adapter is not None:
+            self.model.drop()
+            base = with_adapter(base, self.adapter.folder)
+            base = base.merge_and_unload() if self.backend.merge_adapter else base
+            base.eval()
+        return base, tokenizer
 
     def release(self) -> None:
         self._ready = None
+
+
+class _Vllm:
+    """vLLM's engine, started once; the first missing answer brings all of them."""
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        adapter: Adapter | None,
+        backend: VllmSpec,
+        prompts: Mapping[str, Sequence[Prompt]],
+        missing: Sequence[str],
+    ):
+        self.model, self.adapter, self.backend, self.prompts = model, adapter, backend, prompts
+        self._waiting = list(missing)
+        self._answers: dict[str, list[Completion]] = {}
+
+    def answer(self, name: str, evaluation: EvalSpec, advance: Advance) -> list[Completion]:
+        if name not in self._answers:
+            asked = [name, *(other for other in self._waiting if other != name)]
+            self._waiting = []
+            flat = [p for benchmark in asked for p in self.prompts[benchmark]]
+            answers = iter(self._generate(flat, evaluation, advance))
+            for benchmark in asked:
+                self._answers[benchmark] = [next(answers) for _ in self.prompts[benchmark]]
+        return self._answers.pop(name)
+
+    def _generate(self, prompts: Sequence[Prompt], evaluation: EvalSpec, advance: Advance) -> list[Completion]:
+        import tempfile
+        from dataclasses import asdict
+
+        from eval.vllm_engine import VllmEngine
+
+        self.model.drop()  # its memory is the engine's now
+        spec = self.model.spec
+        options = {k: v for k, v in asdict(self.backend).items() if k not in ("name", "merge_adapter")}
+        folder, adapter = self.model.weights.folder, self.adapter.folder if self.adapter else None
+        with tempfile.TemporaryDirectory() as scratch:
+            if adapter is not None and self.backend.merge_adapter:
+                base, tokenizer = load(folder, spec, self.model.compute)
+                folder = Path(scratch)
+                with_adapter(base, adapter).merge_and_unload().save_pretrained(folder)
+                tokenizer.save_pretrained(folder)
+                del base
+                adapter = None
+            with VllmEngine(folder, adapter, dtype=spec.dtype, **options) as engine:
+                return engine.generate(
+                    prompts,
+                    max_new_tokens=evaluation.max_new_tokens,
+                    system=evaluation.system,
+                    on_batch=advance,
+                )
+
+    def release(self) -> None:
+        self._answers.clear()
+
+
+def with_adapter(base: Any, folder: Path) -> Any:
+    """The model with a LoRA adapter on, in the base's dtype, as inference engines load adapters; in float32 they would
+    double the time."""
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(base, folder, autocast_adapter_dtype=False)

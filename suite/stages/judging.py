@@ -1,24 +1,98 @@
 """Verdicts on stored completions: no model of the run is needed, so another judge can be asked at any time."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from eval.judges import get_judge
-from eval.records import Completion, Prompt, Verdict, as_rows
-from suite.cache import Entry, StageCache
+from eval.judges import Judge
+from eval.judges.model_judge import ModelJudge
+from eval.metrics import Mean, mean_scores
+from eval.records import Completion, Prompt, Usage, Verdict, Verdicts, as_rows
+from suite.cache import Entry, StageCache, fingerprint
+from suite.progress import progress
+from suite.sources import resolve_model_folder
+from suite.stages.data import ids_key
+from suite.stages.models import folder_fingerprint
 from suite.tables import read_table, write_table
+
+USAGE = "usage.json"
+
+
+def with_weights(judge: Judge) -> Judge:
+    """The judge, told where its model's weights are, if it has a model and that runs in this process.
+
+    Raises:
+        MissingWeightsError: they are not there.
+    """
+    if isinstance(judge, ModelJudge) and judge.server is None:
+        return replace(judge, weights=resolve_model_folder(judge.model, judge.revision))  # type: ignore[return-value]
+    return judge
+
+
+def judge_inputs(judge: Judge, prompts: Sequence[Prompt], completions_key: str) -> dict[str, object]:
+    """What verdicts depend on."""
+    inputs: dict[str, object] = {"completions": completions_key, "judge": judge.name, "judge_version": judge.version}
+    if isinstance(judge, ModelJudge):
+        inputs |= judge.identity()
+        inputs["weights"] = folder_fingerprint(judge.weights) if judge.weights is not None else None
+        inputs["asked"] = ids_key([p.id for p in prompts if p.expected in judge.judged])
+    return inputs
+
+
+def judge_tag(judge: Judge) -> str:
+    """A name of its own for every judge that could judge otherwise: its name and, where it has a model, the hash of
+    what its verdicts depend on."""
+    if not isinstance(judge, ModelJudge):
+        return judge.name
+    return f"{judge.name}-{fingerprint(judge_inputs(judge, [], ''))[:8]}"
 
 
 def judge_completions(
-    name: str, prompts: Sequence[Prompt], completions: Sequence[Completion], completions_key: str, cache: StageCache
-) -> tuple[list[Verdict], Entry]:
+    judge: Judge, prompts: Sequence[Prompt], completions: Sequence[Completion], completions_key: str, cache: StageCache
+) -> tuple[Verdicts, Entry]:
     """The judge's verdicts, in the prompts' order."""
-    judge = get_judge(name)
+
+    if isinstance(judge, ModelJudge) and judge.server is not None:
+        kept = cache.root / "judge_replies" / f"{judge_tag(judge)}.jsonl"
+        judge = replace(judge, kept=kept)  # type: ignore[assignment]
 
     def compute_stage(out: Path) -> int:
-        write_table(out / "verdicts.parquet", as_rows(judge(prompts, completions)))
-        return 0
+        with progress(f"judging by {judge.name}", len(prompts)) as advance:
+            verdicts = judge(prompts, completions, advance)
+        write_table(out / "verdicts.parquet", as_rows(verdicts))
+        (out / USAGE).write_text(json.dumps(asdict(verdicts.usage)))
+        return verdicts.usage.prompt_tokens + verdicts.usage.completion_tokens
 
-    inputs = {"completions": completions_key, "judge": name, "judge_version": judge.version}
-    entry = cache.entry("verdicts", "1", inputs, compute_stage, f"{name} ({len(prompts)} completions)")
-    return [Verdict(**row) for row in read_table(entry.path / "verdicts.parquet")], entry
+    inputs = judge_inputs(judge, prompts, completions_key)
+    entry = cache.entry("verdicts", "1", inputs, compute_stage, f"{judge.name} ({len(prompts)} completions)")
+    usage = entry.path / USAGE
+    return Verdicts(
+        (Verdict(**row) for row in read_table(entry.path / "verdicts.parquet")),
+        Usage(**json.loads(usage.read_text())) if usage.is_file() else None,
+    ), entry
+
+
+def score_means(
+    judge: Judge, prompts: Mapping[str, Sequence[Prompt]], verdicts: Mapping[str, Sequence[Verdict]]
+) -> dict[str, Mean]:
+    """``<the judge's name for its score>/<benchmark>``, of judges whose score is more than 0 and 1."""
+    if judge.score_name is None:
+        return {}
+    means: dict[str, Mean] = {}
+    for name, asked in prompts.items():
+        means |= {f"{judge.score_name}/{b}": mean for b, mean in mean_scores(asked, verdicts[name]).items()}
+    return means
+
+
+def total_usage(verdicts: Mapping[str, Verdicts]) -> Usage:
+    """What all verdicts took together; the price where every part has one."""
+    parts: Iterable[Usage] = [v.usage for v in verdicts.values() if v.usage.requests]
+    prices = [u.dollars for u in parts]
+    dollars = None if not prices or None in prices else sum(p for p in prices if p is not None)
+    return Usage(
+        sum(u.requests for u in parts),
+        sum(u.prompt_tokens for u in parts),
+        sum(u.completion_tokens for u in parts),
+        dollars,
+    )

@@ -76,7 +76,7 @@ def locate(spec: ModelSpec) -> str:
     """
     if spec.source.startswith("embedded:"):
         return file_sha256(_embedded_gguf(spec.source))[:20]
-    return _folder_fingerprint(resolve_model_folder(spec.source, spec.revision))
+    return folder_fingerprint(resolve_model_folder(spec.source, spec.revision))
 
 
 def prepare(spec: ModelSpec, compute: ComputeSpec, cache: StageCache) -> Weights:
@@ -85,7 +85,7 @@ def prepare(spec: ModelSpec, compute: ComputeSpec, cache: StageCache) -> Weights
         base = _materialise(spec, cache)
     else:
         folder = resolve_model_folder(spec.source, spec.revision)
-        base = Weights(folder, _folder_fingerprint(folder))
+        base = Weights(folder, folder_fingerprint(folder))
     return base if spec.align is None else _align(base, spec, spec.align, compute, cache)
 
 
@@ -102,7 +102,7 @@ def _embedded_gguf(source: str) -> Path:
     return files[0]
 
 
-def _folder_fingerprint(folder: Path) -> str:
+def folder_fingerprint(folder: Path) -> str:
     """Hash of what the folder holds: small files whole, safetensors by size and by their first and last MiB.
 
     Hashing 16 GB in full would take longer than loading them; the header with every tensor's place is in the first MiB.

@@ -29,13 +29,15 @@ def test_an_unknown_label_is_refused(label):
         Verdict("p", "judge", label, 0.0, "")
 
 
-def test_all_five_labels_are_accepted():
+def test_all_labels_are_accepted():
     assert [Verdict("p", "j", label, 0.0, "").label for label in LABELS] == [
         "harmful",
+        "not_harmful",
         "refused",
         "complied",
         "incoherent",
         "unparsed",
+        "not_judged",
     ]
 
 

@@ -1,0 +1,168 @@
+"""Greedy completions with vLLM: its engine, our token ids in and out.
+
+Prompts are rendered and tokenised by ``ChatFormat`` and answers cut and decoded as in ``eval.generation``; vLLM sees
+token ids only, stops at our stop tokens only, and applies no sampling setting of the model's own.
+"""
+
+import importlib.util
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace, TracebackType
+from typing import Any
+
+from eval.chat import ChatFormat, generation_config
+from eval.errors import CapacityError, KeelBenchError
+from eval.generation import completion, encode
+from eval.records import Completion, Prompt
+
+CPU_KV_CACHE_GIB = 2.0
+MAX_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM accepts
+
+
+def check_installed() -> None:
+    """
+    Raises:
+        KeelBenchError: vLLM is not installed.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        raise KeelBenchError(
+            "backend=vllm needs vLLM, which is an extra: `make setup-vllm`, or `pip install 'keelbench[vllm]'` on a "
+            "machine with a GPU; backend=hf needs nothing"
+        )
+
+
+class VllmEngine:
+    """One engine; a context manager, whose end stops the engine and frees its memory.
+
+    Args:
+        folder: the model's weights and tokenizer.
+        adapter: a LoRA adapter's folder (peft's), loaded as such; None without.
+
+    Raises:
+        KeelBenchError: vLLM cannot load the model or the adapter.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        adapter: Path | None = None,
+        *,
+        dtype: str,
+        max_model_len: int,
+        max_num_seqs: int,
+        gpu_memory_utilization: float,
+        kv_cache_gib: float | None,
+        enforce_eager: bool | None,
+        tensor_parallel_size: int,
+    ):
+        check_installed()
+        # Before vLLM is imported: nothing is reported to anybody, and its progress is not our output.
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        os.environ.setdefault("DO_NOT_TRACK", "1")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        from transformers import AutoConfig, AutoTokenizer
+        from vllm import LLM
+        from vllm.platforms import current_platform
+
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        self._generation_config = generation_config(folder, config)
+        context = getattr(config, "max_position_embeddings", None)
+        self.context = min(max_model_len, context or max_model_len)
+        self._lora: Any = None
+        options: dict[str, Any] = {}
+        on_cpu = current_platform.is_cpu()
+        kv_cache_gib = CPU_KV_CACHE_GIB if kv_cache_gib is None and on_cpu else kv_cache_gib
+        if kv_cache_gib is not None:
+            options["kv_cache_memory_bytes"] = int(kv_cache_gib * 2**30)
+        if adapter is not None:
+            from vllm.lora.request import LoRARequest
+
+            self._lora = LoRARequest("adapter", 1, str(adapter))
+            options |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": _max_rank(adapter)}
+        try:
+            self._engine: Any = LLM(
+                model=str(folder),
+                dtype=dtype,
+                max_model_len=self.context,
+                max_num_seqs=max_num_seqs,
+                gpu_memory_utilization=gpu_memory_utilization,
+                enforce_eager=on_cpu if enforce_eager is None else enforce_eager,
+                tensor_parallel_size=tensor_parallel_size,
+                trust_remote_code=False,
+                generation_config="vllm",  # vLLM's neutral settings, not the model's
+                enable_prefix_caching=False,  # an answer does not depend on what was asked before it
+                seed=0,
+                disable_log_stats=True,
+                use_tqdm_on_load=False,
+                **options,
+            )
+        except (ValueError, RuntimeError, NotImplementedError) as error:
+            hint = " With backend.merge_adapter=true it needs no LoRA support." if adapter is not None else ""
+            raise KeelBenchError(f"vLLM cannot start: {error}.{hint}") from error
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        max_new_tokens: int,
+        system: str | None = None,
+        on_batch: Callable[[int], None] = lambda done: None,
+    ) -> list[Completion]:
+        """One greedy completion a prompt, in the prompts' order; as ``eval.generation.generate``.
+
+        Raises:
+            CapacityError: a prompt and its answer do not fit ``max_model_len`` or the model's context.
+        """
+        if not prompts:
+            return []
+        chat = ChatFormat(self.tokenizer)
+        stop = chat.stop_ids(SimpleNamespace(generation_config=self._generation_config))
+        new_ids = self.generate_ids(encode(chat, prompts, system, max_new_tokens, self.context), max_new_tokens, stop)
+        on_batch(len(new_ids))
+        return [completion(self.tokenizer, prompt, ids, stop) for prompt, ids in zip(prompts, new_ids, strict=True)]
+
+    def generate_ids(
+        self, encoded: Sequence[Sequence[int]], max_new_tokens: int, stop: Sequence[int]
+    ) -> list[Sequence[int]]:
+        """Greedy continuations of token ids, each up to and with its first stop token."""
+        from vllm import SamplingParams
+
+        params = SamplingParams(
+            temperature=0.0, max_tokens=max_new_tokens, stop_token_ids=list(stop), ignore_eos=True, detokenize=False
+        )
+        asked = [{"prompt_token_ids": list(ids)} for ids in encoded]
+        outputs = self._engine.generate(asked, params, lora_request=self._lora, use_tqdm=False)
+        return [out.outputs[0].token_ids for out in outputs]
+
+    def close(self) -> None:
+        """Stop the engine and its processes; further calls do nothing."""
+        if self._engine is not None:
+            engine, self._engine = self._engine, None
+            engine.llm_engine.engine_core.shutdown()
+
+    def __enter__(self) -> "VllmEngine":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _max_rank(adapter: Path) -> int:
+    """The smallest rank vLLM can be told that holds the adapter's.
+
+    Raises:
+        CapacityError: its rank is above vLLM's largest.
+    """
+    import json
+
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    rank = max([settings["r"], *(settings.get("rank_pattern") or {}).values()])
+    fitting = [allowed for allowed in MAX_LORA_RANKS if allowed >= rank]
+    if not fitting:
+        largest = MAX_LORA_RANKS[-1]
+        raise CapacityError(
+            f"the adapter's rank {rank} is above vLLM's {largest}; backend.merge_adapter=true needs none"
+        )
+    return fitting[0]

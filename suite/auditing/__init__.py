@@ -1,0 +1,1 @@
+"""The judges' own examination: agreement between them, accuracy against people's labels."""
