@@ -7,8 +7,8 @@ it has no capability and cannot gain any; CPU seconds, memory, file size and the
 The limit on processes (``RLIMIT_NPROC``) counts per user, and the kernel never applies it to the machine's own root,
 not even behind a user namespace that maps it to somebody else. So where we are root, bubblewrap makes no user namespace
 and the program runs as a user of its own that nobody else has; where we are not, it runs in a user namespace, in which
-since Linux 5.14 only its own processes count. Both are set inside, past the namespaces. ``check`` tries all of it before
-a run begins and refuses a machine on which any part does not hold.
+since Linux 5.14 only its own processes count. Both are set inside, past the namespaces. ``check`` tries all of it
+before a run begins and refuses a machine on which any part does not hold.
 
 ``subprocess_unsafe`` is a separate process with time and memory limits in a temporary folder, and nothing else: the
 program has the user's rights, files and network. It is never chosen for the user.

@@ -48,6 +48,7 @@ class RunRecord:
     scorer_info: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     benchmark_files: dict[str, dict[str, str | None]] = field(default_factory=dict)  # checksums, found and known
+    utility: dict[str, Any] = field(default_factory=dict)  # how each utility task was put (suite.stages.utility)
 
     def row(self) -> dict[str, Any]:
         """Flat and JSON-valued; absent is None. Rates: ``<name>``, ``<name>/n``, ``/low``, ``/high``."""
@@ -66,11 +67,13 @@ class RunRecord:
                 "scorer_info",
                 "versions",
                 "benchmark_files",
+                "utility",
             )
         }
         row["options"] = json.dumps(self.options, sort_keys=True)
         row["scorer_info"] = json.dumps(self.scorer_info, sort_keys=True)
         row["benchmark_files"] = json.dumps(self.benchmark_files, sort_keys=True)
+        row["utility"] = json.dumps(self.utility, sort_keys=True)
         row |= rate_columns(self.rates)
         row |= mean_columns(self.means) | usage_columns(self.usage)
         for stage in dict.fromkeys(e.stage for e in self.entries):
