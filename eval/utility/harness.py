@@ -79,7 +79,9 @@ def run_task(
         stderr = found.get(f"{task.metric}_stderr,{filter_name}")
         scores[task.name + suffix] = {
             "value": float(found[f"{task.metric},{filter_name}"]),
-            "stderr": stderr if isinstance(stderr, float) else None,
+            "stderr": float(stderr)
+            if isinstance(stderr, float) and stderr == stderr
+            else None,  # "N/A" of one document
             "n": n,
         }
     return Utility(scores, samples, _tokens(results["samples"], tokenizer))

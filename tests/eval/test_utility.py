@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from itertools import islice
@@ -16,6 +17,8 @@ from eval.tables import read_rows
 from tests.conftest import ROOT
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed (the extra `utility`)")
+if shutil.which("bwrap") is None:
+    pytest.skip("bubblewrap is not installed", allow_module_level=True)
 
 from eval.utility import tasks as utility_tasks
 from eval.utility.harness import run_task

@@ -10,7 +10,8 @@ from suite.pipeline import run
 from tests.helpers import plan
 
 SMALL = ("model/align=none", "train.epochs=2", "eval.limit=4", "eval.max_new_tokens=8", "selection.k=12",
-         "method=random", "dataset.limit=40", "benchmark=[mini_harmful,mini_overrefusal]", "eval.every_limit=2")  # fmt: skip
+         "method=random", "dataset.limit=40", "benchmark=[mini_harmful,mini_overrefusal]",
+         "eval.every_limit=2")  # fmt: skip
 
 
 @pytest.fixture(scope="module")

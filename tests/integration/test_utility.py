@@ -1,6 +1,7 @@
 """Utility tasks in a run: recorded with what they rest on, found again, refused before a model is loaded."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -11,6 +12,8 @@ from suite.pipeline import run
 from tests.helpers import plan
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed (the extra `utility`)")
+if shutil.which("bwrap") is None:
+    pytest.skip("bubblewrap is not installed", allow_module_level=True)
 
 SMALL = ("model/align=none", "method=none", "eval.limit=1", "eval.max_new_tokens=4", "benchmark=[mini_harmful]",
          "tracking=disabled", "utility.max_new_tokens=8")  # fmt: skip
