@@ -182,13 +182,15 @@ def run(plan: RunPlan, folder: Path, sweep: str) -> RunRecord:
                 "data": data.key,
                 "prompts": ids_key([p.id for p in everything]),
                 "model": weights.key,
+                "utility": fingerprint(utility.settings),
                 "code": code_fingerprint(),
                 "template": template_fingerprint(weights.folder),
             },
             scorer_info=scored.scores.info if scored else {},
             versions=_versions(),
             benchmark_files=files,
-            utility=utility.settings,
+            utility_settings=utility.settings,
+            utility_stderr=utility.stderr,
         )
         scores = scored.scores if scored else None
         _write_tables(folder, tracker, plan, data, scores, selected, prompts, completions, verdicts)

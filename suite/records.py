@@ -48,7 +48,8 @@ class RunRecord:
     scorer_info: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     benchmark_files: dict[str, dict[str, str | None]] = field(default_factory=dict)  # checksums, found and known
-    utility: dict[str, Any] = field(default_factory=dict)  # how each utility task was put (suite.stages.utility)
+    utility_settings: dict[str, Any] = field(default_factory=dict)  # how each task was put (suite.stages.utility)
+    utility_stderr: dict[str, float | None] = field(default_factory=dict)  # the harness's own, by utility/<task>
 
     def row(self) -> dict[str, Any]:
         """Flat and JSON-valued; absent is None. Rates: ``<name>``, ``<name>/n``, ``/low``, ``/high``."""
@@ -67,13 +68,15 @@ class RunRecord:
                 "scorer_info",
                 "versions",
                 "benchmark_files",
-                "utility",
+                "utility_settings",
+                "utility_stderr",
             )
         }
         row["options"] = json.dumps(self.options, sort_keys=True)
         row["scorer_info"] = json.dumps(self.scorer_info, sort_keys=True)
         row["benchmark_files"] = json.dumps(self.benchmark_files, sort_keys=True)
-        row["utility"] = json.dumps(self.utility, sort_keys=True)
+        row["utility_settings"] = json.dumps(self.utility_settings, sort_keys=True)
+        row |= {f"{name}/stderr": value for name, value in self.utility_stderr.items()}
         row |= rate_columns(self.rates)
         row |= mean_columns(self.means) | usage_columns(self.usage)
         for stage in dict.fromkeys(e.stage for e in self.entries):

@@ -25,7 +25,8 @@ class Utility:
     """What a run keeps of its utility tasks."""
 
     rates: dict[str, Rate]  # utility/<task>
-    settings: dict[str, Any]  # what the rates rest on: harness, few-shot numbers, chat template, sources, errors
+    stderr: dict[str, float | None]  # lm-eval's own, under the same names
+    settings: dict[str, Any]  # what the rates rest on: harness, few-shot numbers, chat template, sources
     samples: list[dict[str, Any]]  # one row a document and filter
     entries: tuple[Entry, ...]
 
@@ -86,6 +87,7 @@ def measure_utility(
         return ready[0]
 
     rates: dict[str, Rate] = {}
+    stderr: dict[str, float | None] = {}
     settings: dict[str, Any] = {}
     samples: list[dict[str, Any]] = []
     entries = []
@@ -133,8 +135,8 @@ def measure_utility(
         scores = json.loads((entry.path / "scores.json").read_text())
         samples += read_table(entry.path / "samples.parquet")
         for variant, score in scores.items():
+            stderr[f"utility/{variant}"] = score["stderr"]
             rates[f"utility/{variant}"] = Rate.of(round(score["value"] * score["n"]), score["n"])
         filters = {name + suffix: filter_name for suffix, filter_name in task.variants}
-        errors = {variant: score["stderr"] for variant, score in scores.items()}
-        settings[name] = measured_with | {"source": task.source, "filters": filters, "stderr": errors}
-    return Utility(rates, settings, samples, tuple(entries))
+        settings[name] = measured_with | {"source": task.source, "filters": filters}
+    return Utility(rates, stderr, settings, samples, tuple(entries))

@@ -34,7 +34,8 @@ def test_a_run_records_its_utility_and_finds_it_again(smollm2_folder, shared_dat
     for name, n in (("gsm8k", 2), ("gsm8k_flexible", 2), ("mmlu", 2), ("humaneval", 1)):
         assert row[f"utility/{name}/n"] == n
         assert 0 <= row[f"utility/{name}/low"] <= row[f"utility/{name}"] <= row[f"utility/{name}/high"] <= 1
-    settings = json.loads(row["utility"])
+    assert row["utility/gsm8k/stderr"] is not None
+    settings = json.loads(row["utility_settings"])
     assert settings["gsm8k"]["fewshot"] == 1
     assert settings["gsm8k"]["harness"].startswith("lm-eval 0.")
     assert settings["gsm8k"]["filters"] == {"gsm8k": "strict-match", "gsm8k_flexible": "flexible-extract"}
