@@ -46,6 +46,15 @@ def test_a_run_records_its_utility_and_finds_it_again(smollm2_folder, shared_dat
     again = go(tmp_path / "cache", shared_data, tmp_path / "1", *TASKS)
     assert all(entry.cached for entry in again.entries)
     assert again.rates == record.rates
+    # The fine-tuned model's are its own, and the task is put to it in the same way.
+    tuned = go(tmp_path / "cache", shared_data, tmp_path / "2", TASKS[1], "method=random", "dataset.limit=16",
+               "selection.k=8", "train.epochs=1", "train.learning_rate=0.01")  # fmt: skip
+    (entry,) = [e for e in tuned.entries if e.stage == "utility"]
+    assert not entry.cached
+    assert tuned.utility_settings["mmlu"] == record.utility_settings["mmlu"]
+    likelihoods = [pd.read_parquet(tmp_path / run / "utility.parquet").query("task == 'mmlu'") for run in "02"]
+    assert list(likelihoods[0]["prompt_hash"]) == list(likelihoods[1]["prompt_hash"])
+    assert list(likelihoods[0]["answer"]) != list(likelihoods[1]["answer"])
 
 
 def test_what_is_missing_is_told_before_the_run(shared_data, tmp_path, monkeypatch):
