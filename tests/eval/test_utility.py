@@ -31,7 +31,8 @@ EXAMPLES = [{"input": "not ( True ) is", "target": "False"}, {"input": "True or 
 SHOTS = {"mmlu": 2, "gsm8k": 2, "humaneval": 0, "pubmedqa": 0, "bbh": 3}
 
 CODE_EVAL = '''
-import datasets, evaluate
+import datasets
+import evaluate
 from eval.sandbox import Sandbox
 
 class CodeEval(evaluate.Metric):
