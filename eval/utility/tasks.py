@@ -199,7 +199,8 @@ def _any_antlr() -> Iterator[None]:
     only ``exact_match`` needs."""
     real = importlib.metadata.version
     try:
-        import lm_eval.tasks  # noqa: F401  # everything else that asks for versions
+        # Everything else that asks for versions, and is to be told the truth.
+        import math_verify  # noqa: F401
 
         importlib.metadata.version = lambda name: "4.11" if name == "antlr4-python3-runtime" else real(name)
         yield
