@@ -72,8 +72,8 @@ def show_mean(row: Row, name: str) -> str:
 def conditions(rows: Sequence[Row]) -> dict[str, list[str]]:
     """What differs between rows although a comparison wants it equal, with the values found."""
     matter = ("model", "aligned", "dataset", "judge", "judge_version", "backend", "decoding", "max_new_tokens", "dtype",
-              "device", "gpus", "fingerprint/template", "fingerprint/prompts", "fingerprint/data",
-              "fingerprint/code")  # fmt: skip
+              "device", "gpus", "fingerprint/template", "fingerprint/prompts", "fingerprint/utility",
+              "fingerprint/data", "fingerprint/code")  # fmt: skip
     found = {name: sorted({str(row.get(name)) for row in rows}) for name in matter}
     return {name: values for name, values in found.items() if len(values) > 1}
 
