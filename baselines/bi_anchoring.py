@@ -44,24 +44,29 @@ class BiAnchoring(Method):
             that the j-th one is the sum of the first j. For showing its effect only.
         anchors: a file instead of the embedded pairs (fields instruction, refusal, compliance, category).
         anchor_count: pairs a set.
+        separate_terms: compute the three dot products apart, for looking into a score. By default the score, which is
+            linear in the anchor vectors, is one product with their weighted sum: a third of the products and of the
+            memory (for an 8B model in bfloat16 16 GB instead of 48).
 
     Other defects of the published script are not offered: anchors dropped by its loader, scores of exactly 0 counted
     as invalid, the last incomplete batch left out, samples whose labels were truncated away scored as NaN.
 
-    Scores' components: ``harmful``, ``safe1``, ``safe2`` (the dot products), ``gradient_norm`` and ``loss`` (nats a
-    token). Info: truncated samples, and samples with fewer response tokens than asked for, whose loss uses what is
-    there.
+    Scores' components: ``gradient_norm`` and ``loss`` (nats a token), with ``separate_terms`` also ``harmful``,
+    ``safe1`` and ``safe2`` (the dot products). Info: truncated samples, and samples with fewer response tokens than
+    asked for, whose loss uses what is there.
 
-    Memory: three gradients of the model's size in its own precision, besides the model.
+    Memory: one gradient of the model's size in its own precision besides the model, three with ``separate_terms``.
     """
 
     name: ClassVar[str]
+    version: ClassVar[str] = "2"
     response_tokens: int | Literal["all"] = 10
     anchor_response_tokens: int | Literal["all"] = 10
     weights: tuple[float, float, float] = (1.0, -1.0, -1.0)
     accumulate_anchors: bool = False
     anchors: str | None = None
     anchor_count: int = 10
+    separate_terms: bool = False
 
     def __post_init__(self) -> None:
         for option in ("response_tokens", "anchor_response_tokens"):
@@ -103,8 +108,12 @@ class BiAnchoring(Method):
             return torch.cat([terms.directions(), terms.norms[:, None], terms.losses[:, None], flags], dim=1)
 
         columns = over_ranks(len(samples), compute, device_of(model)).numpy().T
-        components = dict(zip((*SETS, "gradient_norm", "loss"), columns, strict=False))
-        score = sum(w * components[name] for w, name in zip(self.weights, SETS, strict=True))
+        names = SETS if self.separate_terms else ("score",)
+        components = dict(zip((*names, "gradient_norm", "loss"), columns, strict=False))
+        if self.separate_terms:
+            score = sum(w * components[name] for w, name in zip(self.weights, SETS, strict=True))
+        else:
+            score = components.pop("score")
         truncated, short = columns[-2:].sum(axis=1)
         info: dict[str, Any] = {"truncated": int(truncated), "short_responses": int(short)}
         return Scores(tuple(s.id for s in samples), score, components, info)
@@ -130,6 +139,8 @@ class BiAnchoring(Method):
                 lengths = [reference_gradients(model, s, torch.ones(1, len(s)), engine=quiet).norms()[0] for s in sums]
                 # anchor i is part of the sums i, i + 1, ...
                 weights[r, members] = (1 / (count * torch.stack(lengths))).flip(0).cumsum(0).flip(0)
+        if not self.separate_terms:
+            weights = torch.tensor([self.weights], dtype=torch.float64) @ weights
         return reference_gradients(model, items, weights, engine=quiet)
 
 

@@ -1,6 +1,7 @@
 """Samples split over the processes of a torch.distributed group, and their results gathered again.
 
-Where no group is initialised (``accelerate launch`` and ``torchrun`` initialise one), one process does everything.
+Where no group is initialised (accelerate's ``PartialState()`` makes one of torchrun's environment), one process does
+everything.
 """
 
 from collections.abc import Callable, Sequence

@@ -9,7 +9,8 @@ import torch
 from torch.nn.functional import normalize
 
 from baselines.anchors import load_anchors, load_probes
-from baselines.architecture import blocks
+from baselines.architecture import blocks, device_of
+from baselines.distributed import over_ranks
 from baselines.method import Engine, Method
 from baselines.records import Sample, Scores, response_lengths
 from baselines.registry import register
@@ -117,10 +118,13 @@ class Larf(Method):
         unsafe = self._read(model, tokenizer, [(a.instruction, a.compliance) for a in anchors], engine)[0]
         safe = self._read(model, tokenizer, [(a.instruction, a.refusal) for a in anchors], engine)[0]
         references = torch.stack([self._reference(unsafe), self._reference(safe)])
-        cosines, truncated = self._read(
-            model, tokenizer, [(s.prompt, s.response) for s in samples], engine, references=references
-        )
-        to_unsafe, to_safe = cosines.double().numpy().T
+
+        def compute(indices: Sequence[int]) -> torch.Tensor:
+            pairs = [(samples[i].prompt, samples[i].response) for i in indices]
+            cosines, truncated = self._read(model, tokenizer, pairs, engine, references=references)
+            return torch.cat([cosines, truncated[:, None]], dim=1).double()
+
+        to_unsafe, to_safe, truncated = over_ranks(len(samples), compute, device_of(model)).numpy().T.copy()
         score = to_unsafe - to_safe if self.direction == "bidirectional" else to_unsafe.copy()
         return Scores(
             tuple(s.id for s in samples),
@@ -128,7 +132,7 @@ class Larf(Method):
             {"unsafe": to_unsafe, "safe": to_safe},
             {
                 "layer": self.layer,
-                "truncated": truncated,
+                "truncated": int(truncated.sum()),
                 "spearman_with_response_length": _spearman(score, response_lengths(samples)),
             },
         )
@@ -146,15 +150,15 @@ class Larf(Method):
         pairs: Sequence[tuple[str, str]],
         engine: Engine,
         references: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, int]:
-        """States [n, hidden], or with ``references`` [r, hidden] their similarities [n, r], reduced batch by batch."""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """States [n, hidden], or with ``references`` [r, hidden] their similarities [n, r], reduced batch by batch; and
+        truncation flags [n]."""
         chat = ChatFormat(tokenizer)
-        truncated = 0
+        truncated = torch.zeros(len(pairs))
 
         def encode(index: int) -> tuple[Sequence[int], int]:
-            nonlocal truncated
             conversation = chat.conversation(*pairs[index], max_length=engine.max_length)
-            truncated += conversation.truncated
+            truncated[index] = conversation.truncated
             return conversation.ids, token_position(conversation, self.token)
 
         width = model.config.hidden_size if references is None else len(references)

@@ -23,7 +23,9 @@ class Method:
 
     ``fine_tunes``: False for the un-tuned model. ``scores``: whether ``score`` exists; where it does not, selection is
     left out and all samples are used. ``uses_model`` and ``uses_seed`` say what the scores depend on, so that they are
-    computed once for all seeds, or without loading a model.
+    computed once for all seeds, or without loading a model. ``per_sample``: whether a sample's score is the same
+    whichever others are scored with it, so that a data set can be scored in parts, or by several processes at once
+    (``baselines.distributed``).
     """
 
     name: ClassVar[str]
@@ -31,6 +33,7 @@ class Method:
     scores: ClassVar[bool] = True
     uses_model: ClassVar[bool] = True
     uses_seed: ClassVar[bool] = False
+    per_sample: ClassVar[bool] = True
     version: ClassVar[str] = "1"  # changes whenever a score could
 
     def score(
@@ -49,6 +52,10 @@ class Method:
 
     def calibrated(self, measured: dict[str, Any]) -> "Method":
         """This method with what ``calibrate`` measured."""
+        return self
+
+    def resumable_in(self, folder: str) -> "Method":
+        """This method with a ``folder`` from which an interrupted ``score`` goes on; itself where it cannot."""
         return self
 
 

@@ -21,6 +21,7 @@ class RandomChoice(Method):
 
     uses_model: ClassVar[bool] = False
     uses_seed: ClassVar[bool] = True
+    per_sample: ClassVar[bool] = False
 
     def score(
         self, model: Any, tokenizer: Any, samples: Sequence[Sample], *, seed: int = 0, engine: Engine = Engine()

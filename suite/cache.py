@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import os
-import resource
 import shutil
 import tempfile
 import time
@@ -22,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+
+from suite.machine import peak_memory_mb
 
 log = logging.getLogger(__name__)
 
@@ -130,8 +131,7 @@ class StageCache:
         try:
             start = time.perf_counter()
             tokens = compute(work)
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            cost = Cost(time.perf_counter() - start, tokens, peak)
+            cost = Cost(time.perf_counter() - start, tokens, peak_memory_mb())
             manifest = {
                 "stage": stage,
                 "version": version,

@@ -5,23 +5,16 @@ python -m suite.filter_quality -m share=0.01,0.1,0.3 'only=[larf,gradsafe]'
 python -m suite.filter_quality model=llama3 dataset=dolly dataset.limit=1500
 """
 
-import os
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
-
-# Before torch is imported: OpenMP threads that spin at barriers are ten times slower on a shared machine.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import hydra
 from omegaconf import DictConfig
 
-from eval.errors import KeelBenchError
-from suite.overrides import check_names
+from suite.entry import enter
 from suite.paths import conf_dir
-from suite.sweep import SweepFolder, carry_out, told_failures
+from suite.sweep import carry_out, told_failures
 
 
 @hydra.main(version_base="1.3", config_path=conf_dir(), config_name="filter_quality")
@@ -38,22 +31,15 @@ def _work(values: dict[str, Any], folder: Path, sweep: str) -> str:
 
 def main() -> int:
     """Exit status: 0, or 1 where a run or a method failed, or 2 where the command line was wrong."""
-    # A matter between peft and transformers, said again for every model.
-    warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
-    try:
-        check_names(sys.argv[1:], Path(conf_dir()))
-    except KeelBenchError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    _hydra()
-    if SweepFolder.path is None:  # --help, --cfg and their like ran no job
-        return 0
-    _summarise(SweepFolder.path)
-    return 1 if told_failures(SweepFolder.path) else 0
+    return enter(_hydra, _summarise)
 
 
-def _summarise(sweep: Path) -> None:
-    """Every point's table and page; of several points, the report that shows their tables together."""
+def _summarise(sweep: Path) -> bool:
+    """Every point's table and page; of several points, the report that shows their tables together.
+
+    Returns:
+        Whether every point finished.
+    """
     from suite.report import write_report
     from suite.report.load import load_qualities
 
@@ -63,6 +49,7 @@ def _summarise(sweep: Path) -> None:
         print(f"Page: {sweep / quality.place / 'filter_quality.html'}\n")
     if len(qualities) > 1:
         print(f"Report: {write_report(sweep)}")
+    return not told_failures(sweep)
 
 
 def _print_table(facts: list[tuple[str, str]], rows: list[dict[str, Any]]) -> None:

@@ -1,9 +1,11 @@
-"""Settings of the process that make torch fast on a CPU."""
+"""The process: its memory, and the settings that make torch fast on a CPU."""
 
 import ctypes
 import platform
+import resource
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # mallopt's parameters (glibc's malloc.h), and their defaults:
 _DEFAULT_TRIM_THRESHOLD, _DEFAULT_MMAP_MAX = 128 * 1024, 65536
@@ -30,3 +32,16 @@ def kept_memory() -> Iterator[None]:
         libc.mallopt(_MMAP_MAX, _DEFAULT_MMAP_MAX)
         libc.mallopt(_TRIM_THRESHOLD, _DEFAULT_TRIM_THRESHOLD)
         libc.malloc_trim(0)
+
+
+def peak_memory_mb() -> float:
+    """The most memory this process has had resident so far, in MB.
+
+    From the kernel's record of the program that runs now; getrusage's survives an exec, so that it tells a child of a
+    large process the parent's. It is the fallback where there is no /proc.
+    """
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

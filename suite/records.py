@@ -35,25 +35,48 @@ class RunRecord:
     max_new_tokens: int
     prompt_limit: int | None
     dtype: str
-    device: str
+    device: str  # cpu, cuda
+    gpus: int = 0
+    decoding: str = ""  # suite.conditions
     rates: dict[str, Rate] = field(default_factory=dict)
     means: dict[str, Mean] = field(default_factory=dict)  # of judges that give scores, such as gpt_score/<benchmark>
     usage: Usage = field(default_factory=Usage)  # what the judge's model took, when the verdicts were given
     train_loss: float | None = None  # of the last optimiser step, nats a token
     entries: tuple[Entry, ...] = ()  # every stage the run rests on
-    fingerprints: dict[str, str] = field(default_factory=dict)  # config, data, prompts, code, model
+    compute: dict[str, float | None] = field(default_factory=dict)  # cost/<stage>/flops and /mfu (suite.flops)
+    fingerprints: dict[str, str] = field(default_factory=dict)  # config, data, prompts, code, model, template
     scorer_info: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    benchmark_files: dict[str, dict[str, str | None]] = field(default_factory=dict)  # checksums, found and known
+    utility_settings: dict[str, Any] = field(default_factory=dict)  # how each task was put (suite.stages.utility)
+    utility_stderr: dict[str, float | None] = field(default_factory=dict)  # the harness's own, by utility/<task>
 
     def row(self) -> dict[str, Any]:
         """Flat and JSON-valued; absent is None. Rates: ``<name>``, ``<name>/n``, ``/low``, ``/high``."""
         row: dict[str, Any] = {
             k: v
             for k, v in asdict(self).items()
-            if k not in ("rates", "means", "usage", "entries", "fingerprints", "options", "scorer_info", "versions")
+            if k
+            not in (
+                "rates",
+                "means",
+                "usage",
+                "entries",
+                "compute",
+                "fingerprints",
+                "options",
+                "scorer_info",
+                "versions",
+                "benchmark_files",
+                "utility_settings",
+                "utility_stderr",
+            )
         }
         row["options"] = json.dumps(self.options, sort_keys=True)
         row["scorer_info"] = json.dumps(self.scorer_info, sort_keys=True)
+        row["benchmark_files"] = json.dumps(self.benchmark_files, sort_keys=True)
+        row["utility_settings"] = json.dumps(self.utility_settings, sort_keys=True)
+        row |= {f"{name}/stderr": value for name, value in self.utility_stderr.items()}
         row |= rate_columns(self.rates)
         row |= mean_columns(self.means) | usage_columns(self.usage)
         for stage in dict.fromkeys(e.stage for e in self.entries):
@@ -61,6 +84,7 @@ class RunRecord:
             row[f"cost/{stage}/seconds"] = sum(c.seconds for c in costs)
             row[f"cost/{stage}/tokens"] = sum(c.tokens for c in costs)
             row[f"cost/{stage}/peak_memory_mb"] = max(c.peak_memory_mb for c in costs)
+        row |= self.compute
         row["stages"] = json.dumps([f"{e.stage}/{e.key}" for e in self.entries])
         row["stages_from_cache"] = sum(e.cached for e in self.entries)
         row |= {f"fingerprint/{k}": v for k, v in self.fingerprints.items()}

@@ -1,7 +1,9 @@
-"""``python -m suite.results [RUNS] [--csv]``: one row a run, out of ``record.json`` files.
+"""``python -m suite.results``: one row a run, out of ``record.json`` files or out of W&B.
 
-python -m suite.results                  # the latest sweep under runs/
-python -m suite.results runs --csv       # every run there, as CSV
+python -m suite.results                                                   # the latest sweep under runs/
+python -m suite.results --where "method='larf' and model='smollm2'"       # of every sweep under runs/
+python -m suite.results runs --csv                                        # every run there, as CSV
+python -m suite.results --from wandb:team/keelbench --parquet team.parquet
 """
 
 import argparse
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.errors import KeelBenchError
+from suite import store
 from suite.records import read_row
 
 Row = dict[str, Any]
@@ -41,7 +44,7 @@ def metrics(rows: Sequence[Row]) -> list[str]:
     return [n for n in ordered if n.startswith(("asr/", "false_refusal/")) or any(row.get(n) for row in rows)]
 
 
-_PREFIXES = ["asr", "false_refusal", "incoherent", "unparsed"]
+_PREFIXES = ["asr", "false_refusal", "utility", "incoherent", "unparsed"]
 
 
 def show(row: Row, metric: str) -> str:
@@ -68,8 +71,9 @@ def show_mean(row: Row, name: str) -> str:
 
 def conditions(rows: Sequence[Row]) -> dict[str, list[str]]:
     """What differs between rows although a comparison wants it equal, with the values found."""
-    matter = ("model", "aligned", "dataset", "judge", "judge_version", "backend", "max_new_tokens", "dtype",
-              "fingerprint/prompts", "fingerprint/data", "fingerprint/code")  # fmt: skip
+    matter = ("model", "aligned", "dataset", "judge", "judge_version", "backend", "decoding", "max_new_tokens", "dtype",
+              "device", "gpus", "fingerprint/template", "fingerprint/prompts", "fingerprint/utility",
+              "fingerprint/data", "fingerprint/code")  # fmt: skip
     found = {name: sorted({str(row.get(name)) for row in rows}) for name in matter}
     return {name: values for name, values in found.items() if len(values) > 1}
 
@@ -113,15 +117,24 @@ def latest_sweep(runs: Path) -> Path:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m suite.results", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("folder", nargs="?", type=Path, help="runs, a sweep or a run; default: the latest sweep")
+    description, _, examples = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m suite.results", description=description, epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument(
+        "folder", nargs="?", type=Path, help="runs, a sweep or a run; default: the latest sweep, with --where all runs"
+    )
+    parser.add_argument("--where", metavar="SQL", help="""a condition, such as "asr/harmbench" > 0.2""")
+    parser.add_argument("--from", dest="source", metavar="wandb:ENTITY/PROJECT", help="runs that W&B holds")
     parser.add_argument("--csv", action="store_true", help="all columns, as CSV")
+    parser.add_argument("--parquet", type=Path, metavar="FILE", help="all columns, into a Parquet file")
     options = parser.parse_args()
     try:
-        folder = options.folder or latest_sweep(Path(os.environ.get("SUITE_RUNS", "runs")))
-        rows = collect(folder)
-        if not rows:
-            raise KeelBenchError(f"no finished run under {folder}")
+        rows = _asked_for(options)
+        if options.parquet:
+            store.write_parquet(rows, options.parquet)
+            print(f"{len(rows)} rows in {options.parquet}")
     except KeelBenchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -130,9 +143,28 @@ def main() -> int:
         writer = csv.DictWriter(sys.stdout, columns)
         writer.writeheader()
         writer.writerows(rows)
-    else:
+    elif not options.parquet:
         print_comparison(rows)
     return 0
+
+
+def _asked_for(options: argparse.Namespace) -> list[Row]:
+    runs = Path(os.environ.get("SUITE_RUNS", "runs"))
+    if options.source is not None:
+        if not options.source.startswith(store.WANDB) or options.folder is not None:
+            raise KeelBenchError("--from wants wandb:<entity>/<project>, and no folder beside it")
+        place = options.source
+        rows = store.from_wandb(place.removeprefix(store.WANDB))
+    else:
+        place = options.folder or (runs if options.where else latest_sweep(runs))
+        rows = collect(place)
+    if not rows:
+        raise KeelBenchError(f"no finished run under {place}")
+    if options.where:
+        rows, of = store.where(rows, options.where), len(rows)
+        if not rows:
+            raise KeelBenchError(f"none of {of} runs under {place} has {options.where}")
+    return rows
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ class Source:
 
     embedded: Path | None = None  # in the package
     path: str | None = None  # named by the user
-    local: str | None = None  # under the local data root
+    local: str | None = None  # under the local data root; a file, or a folder of files
     hub: HubSet | None = None
 
     def file(self, name: str, data_root: Path | None) -> Path | None:
@@ -36,12 +36,12 @@ class Source:
         """
         if self.path is not None:
             path = Path(self.path).expanduser()
-            if not path.is_file():
+            if not path.exists():
                 raise DataError(path, f"no such file (named as the source of {name!r})")
             return path
         if self.embedded is not None:
             return self.embedded
-        if self.local is not None and data_root is not None and (data_root / self.local).is_file():
+        if self.local is not None and data_root is not None and (data_root / self.local).exists():
             return data_root / self.local
         if self.hub is None:
             raise DataError(name, f"not found: {self._local_hint(data_root)} and no hub data set is configured")
@@ -55,7 +55,11 @@ class Source:
         return f"{data_root} has no {self.local}"
 
     def hub_rows(self, name: str, data_root: Path | None) -> Iterable[tuple[int, dict[str, Any]]]:
-        """``(number, row)`` of the hub data set, from the local hub cache where it is there.
+        """``(number, row)`` of the hub data set (see ``hub_table``)."""
+        return enumerate(self.hub_table(name, data_root), start=1)
+
+    def hub_table(self, name: str, data_root: Path | None) -> Any:
+        """The hub's ``datasets.Dataset``, from the local hub cache where it is there.
 
         Raises:
             DataError: gated, absent or out of reach, with what was tried before.
@@ -65,7 +69,7 @@ class Source:
 
         hub = self.hub
         try:
-            table = load_dataset(hub.repo, hub.name, split=hub.split, revision=hub.revision)
+            return load_dataset(hub.repo, hub.name, split=hub.split, revision=hub.revision)
         except (OSError, ValueError, RuntimeError) as error:
             offline = "; HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else ""
             reason = str(error).splitlines()[0]
@@ -74,7 +78,6 @@ class Source:
                 f"{self._local_hint(data_root)}, and https://huggingface.co/datasets/{hub.repo} cannot be loaded "
                 f"({reason}{offline}). If it is gated, accept its terms there and run `hf auth login`",
             ) from error
-        return enumerate(table, start=1)
 
 
 def resolve_model_folder(source: str, revision: str | None) -> Path:

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import platform
 import sys
 import traceback
 from collections.abc import Callable
@@ -63,8 +65,12 @@ def carry_out(config: DictConfig, work: Callable[[dict[str, Any], Path, str], st
 
 
 def _write_status(folder: Path, **fields: Any) -> None:
-    fields["time"] = datetime.now(UTC).isoformat(timespec="seconds")
-    (folder / STATUS).write_text(json.dumps(fields, indent=1))
+    path, now = folder / STATUS, datetime.now(UTC).isoformat(timespec="seconds")
+    if fields["state"] == "running":  # by which `suite.status` sees whether it still does
+        fields |= {"started": now, "pid": os.getpid(), "host": platform.node()}
+    elif path.is_file():
+        fields["started"] = json.loads(path.read_text()).get("started", now)
+    path.write_text(json.dumps({**fields, "time": now}, indent=1))
 
 
 class SweepFolder(Callback):
@@ -88,9 +94,19 @@ def summarise(sweep: Path) -> bool:
     """
     if any(status["state"] == "finished" for status in _statuses(sweep).values()):
         from suite.report import write_report
+        from suite.report.load import load_sweep
         from suite.results import collect, print_comparison
+        from suite.statistics.compare import compare, write_differences
+        from suite.statistics.outcomes import points_of
+        from suite.statistics.terminal import print_differences
+        from suite.sweep_tracking import track_sweep
 
         print_comparison(collect(sweep, write=True))
+        runs = load_sweep(sweep)[0]
+        found = compare(points_of(runs))
+        write_differences(sweep, found)
+        print_differences(found)
+        track_sweep(sweep, runs, found)
         print(f"\nReport: {write_report(sweep)}\nRows:   {sweep / 'results.parquet'}")
     return not told_failures(sweep)
 

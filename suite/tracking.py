@@ -1,12 +1,14 @@
 """One W&B run per job, finished inside the job with its true exit state.
 
-What is logged also lies on disk; tracking can fail without failing the run.
+What is logged also lies on disk; tracking can fail without failing the run. A server that fails while a run is logged
+to it costs its live view only: the whole run is then written again as an offline one under the same id, which
+``python -m suite.sync`` sends later.
 """
 
 import logging
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,6 +19,9 @@ from suite.plan import TrackingSpec
 log = logging.getLogger(__name__)
 
 MODES = ("auto", "online", "offline", "disabled")
+SYNCED = ".wandb.synced"  # the client's own marker beside a run's file: everything in it has been sent
+_FINISH_SECONDS = 60.0  # WANDB_FINISH_TIMEOUT says otherwise
+_INIT_SECONDS = 30.0
 
 
 class Terminated(BaseException):
@@ -41,53 +46,101 @@ class Tracker:
         self.spec, self.folder, self.name = spec, folder, name
         self.group, self.job_type, self.config = group, job_type, config
         self.run: Any = None
+        self._mode = "disabled"
+        self._broken = False  # the server failed; nothing more is sent to it
+        self._calls: list[Callable[[Any], None]] = []  # all that was logged, to be said again to an offline run
         self._old_handler: Any = None
 
     def __enter__(self) -> "Tracker":
         self._trap_sigterm()
-        mode = _resolve(self.spec.mode)
-        if mode != "disabled":
-            self._guard(self._start, mode)
+        self._mode = _resolve(self.spec.mode)
+        if self._mode != "disabled":
+            self._guard("starting", lambda: self._start(self._mode))
+            if self._broken and self._mode == "online":
+                self._mode, self._broken = "offline", False
+                self._guard("starting offline", lambda: self._start("offline"))
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self.run is not None:
             run, self.run = self.run, None
-            self._guard(run.finish, exit_code=0 if kind is None else 1)
+            exit_code = 0 if kind is None else 1
+            self._guard("finishing", lambda: run.finish(exit_code=exit_code))
+            if self._mode == "online":
+                if self._broken:
+                    self._broken = False
+                    self._guard("keeping the run offline", lambda: self._again_offline(run, exit_code))
+                if not self._broken:
+                    _mark_synced(run)  # sent, or kept in the offline run beside it
         if self._old_handler is not None:
             signal.signal(signal.SIGTERM, self._old_handler)
 
     def curve(self, points: Sequence[Mapping[str, float]]) -> None:
         """The training curve: ``train/loss``, ``train/learning_rate``, ``train/grad_norm`` by ``train/step``."""
-        if self.run is None:
-            return
-        for point in points:
-            self._guard(self.run.log, {f"train/{k}": v for k, v in point.items()})
+        rows = [{f"train/{k}": v for k, v in point.items()} for point in points]
+
+        def send(run: Any) -> None:
+            for row in rows:
+                run.log(row)
+
+        self._send("the training curve", send)
 
     def summary(self, row: Mapping[str, Any]) -> None:
         """A run's flat row, as summary values and as the one-row table ``results``."""
-        if self.run is None:
-            return
         numbers = {k: v for k, v in row.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-        self._guard(self.run.summary.update, numbers)
+        self._send("the summary", lambda run: run.summary.update(numbers))
         self.table("results", [row])
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Rows of equal keys as a W&B table."""
-        if self.run is None or not rows:
+        """Rows as a W&B table; what a row lacks is null."""
+        if not rows:
             return
-        import wandb
+        columns = list(dict.fromkeys(k for row in rows for k in row))
+        data = [[row.get(c) for c in columns] for row in rows]
 
-        columns = list(rows[0])
-        table = wandb.Table(columns=columns, data=[[row[c] for c in columns] for row in rows], allow_mixed_types=True)
-        self._guard(self.run.log, {name: table})
+        def send(run: Any) -> None:
+            import wandb
 
-    def _start(self, mode: str) -> None:
+            run.log({name: wandb.Table(columns=columns, data=data, allow_mixed_types=True)})
+
+        self._send(f"the table {name}", send)
+
+    def artifact(self, kind: str, key: str, files: Sequence[Path], made_from: Mapping[str, str]) -> None:
+        """Files as the artifact ``<kind>-<key>``.
+
+        Args:
+            key: the stage's key, so that equal content has one name in every run.
+            made_from: the artifacts it was made from, as kind: key. Runs find each other by these in the metadata;
+                W&B's own lineage graph joins the artifacts of one run.
+        """
+        if kind not in self.spec.artifacts:
+            return
+
+        def send(run: Any) -> None:
+            import wandb
+
+            lineage = {k: f"{k}-{v}" for k, v in made_from.items()}
+            artifact = wandb.Artifact(f"{kind}-{key}", type=kind, metadata={"key": key, "made_from": lineage})
+            for file in files:
+                artifact.add_file(str(file), name=file.name)
+            run.log_artifact(artifact)
+
+        self._send(f"the artifact {kind}", send)
+
+    def _send(self, what: str, call: Callable[[Any], Any]) -> None:
+        if self.run is None:
+            return
+        self._calls.append(call)
+        if not self._broken:
+            self._guard(what, lambda: call(self.run))
+
+    def _start(self, mode: str, run_id: str | None = None) -> None:
         import wandb
 
         (self.folder / "wandb-data").mkdir(parents=True, exist_ok=True)
         os.environ["WANDB_DATA_DIR"] = str(self.folder / "wandb-data")  # offline artifacts are staged there
         self.run = wandb.init(
+            id=run_id,
             project=self.spec.project,
             entity=self.spec.entity,
             name=self.name,
@@ -105,18 +158,37 @@ class Tracker:
                 save_code=False,
                 disable_git=True,
                 disable_job_creation=True,
-                x_disable_meta=True,  # no host name, user name or command line of somebody's machine
-                finish_timeout=30,
+                # Nothing of somebody's machine: its name, the user's, the path of the program, the command line.
+                x_disable_meta=True,
+                host="-",
+                username="-",
+                program="suite",
+                program_relpath="suite",
+                init_timeout=_INIT_SECONDS,
+                finish_timeout=float(os.environ.get("WANDB_FINISH_TIMEOUT", _FINISH_SECONDS)),
+                finish_timeout_raises=True,
             ),
         )
         self.run.define_metric("train/step", hidden=True)
         self.run.define_metric("train/*", step_metric="train/step")
+        for rate in ("asr/*", "false_refusal/*", "train/loss"):
+            self.run.define_metric(rate, summary="last")
 
-    def _guard(self, call: Any, *args: Any, **kwargs: Any) -> None:
+    def _again_offline(self, online: Any, exit_code: int) -> None:
+        """The whole run once more, offline, under the id that the server may know half of."""
+        self._start("offline", online.id)
+        run, self.run = self.run, None
+        for call in self._calls:
+            call(run)
+        run.finish(exit_code=exit_code)
+        log.warning("W&B: the run is kept in %s; `python -m suite.sync` sends it", self.folder / "wandb")
+
+    def _guard(self, what: str, call: Callable[[], Any]) -> None:
         try:
-            call(*args, **kwargs)
+            call()
         except Exception as error:  # whatever a tracking server does, the run goes on; the data are on disk
-            log.warning("W&B: %s failed (%s: %s); the run goes on", call.__name__, type(error).__name__, error)
+            self._broken = True
+            log.warning("W&B: %s failed (%s: %s); the run goes on", what, type(error).__name__, error)
 
     def _trap_sigterm(self) -> None:
         def stop(number: int, frame: Any) -> None:
@@ -126,6 +198,12 @@ class Tracker:
             self._old_handler = signal.signal(signal.SIGTERM, stop)
         except ValueError:  # not the main thread: the launcher's own handler stands
             self._old_handler = None
+
+
+def _mark_synced(run: Any) -> None:
+    file = Path(run.settings.sync_file)
+    if file.is_file():
+        file.with_suffix(SYNCED).touch()
 
 
 def _resolve(mode: str) -> Any:

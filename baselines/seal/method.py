@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -80,6 +80,7 @@ class Seal(Method):
 
     name: ClassVar[str]
     uses_seed: ClassVar[bool] = True
+    per_sample: ClassVar[bool] = False
 
     selector: str = "softmax"
     pairing: str = "cycle"
@@ -156,6 +157,9 @@ class Seal(Method):
             save_selector(files / f"selector-{key}.safetensors", ids, logits.numpy())
             checkpoint.unlink()
         return self._scores(samples, order, logits, bilevel.progress, data, safe)
+
+    def resumable_in(self, folder: str) -> "Seal":
+        return self if self.checkpoint_dir is not None else replace(self, checkpoint_dir=folder)
 
     def safe_samples(self) -> list[Sample]:
         """The upper level's data."""

@@ -35,7 +35,7 @@ from eval.errors import KeelBenchError
 
 SELECTORS = ("softmax", "sigmoid")
 BETAS = (0.9, 0.95)  # of both Adams; neither has weight decay
-CPU_TOKENS = 512  # of a micro-batch on a CPU, where larger ones only leave the caches and pad more (bench_seal)
+CPU_TOKENS = 1024  # of a micro-batch on a CPU, where larger ones leave the caches and pad more (bench_seal)
 
 
 @dataclass(frozen=True, kw_only=True)

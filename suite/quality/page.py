@@ -9,9 +9,9 @@ import numpy as np
 from baselines.records import FloatArray
 from suite.quality import plots
 from suite.quality.metrics import BoolArray
+from suite.report.explorer import SAMPLE_CHARACTERS, shorten
 from suite.report.load import Quality
 from suite.report.page import environment, now, write
-from suite.report.tables import SAMPLE_CHARACTERS, shorten
 from suite.tables import read_table
 
 Row = dict[str, Any]

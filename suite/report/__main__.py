@@ -1,7 +1,8 @@
-"""``python -m suite.report [SWEEP_FOLDER]``: write a sweep's ``report.html`` again, from what lies on disk.
+"""``python -m suite.report [NAME] [--format html|md|latex|csv]``: a sweep's report again, from what lies on disk.
 
-python -m suite.report                  # the latest sweep under runs/
-python -m suite.report runs/2025-01-31_12-00-00
+python -m suite.report                          # the latest sweep under runs/: report.html
+python -m suite.report demo                     # the latest sweep of an experiment
+python -m suite.report runs/2025-01-31_12-00-00 --format latex > table.tex
 """
 
 import argparse
@@ -10,16 +11,31 @@ import sys
 from pathlib import Path
 
 from eval.errors import KeelBenchError
-from suite.report import write_report
-from suite.results import latest_sweep
+from suite.report.find import find_sweep
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m suite.report", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("sweep", nargs="?", type=Path, help="folder of a sweep; default: the latest one under runs/")
+    description, _, examples = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m suite.report", description=description, epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("name", nargs="?", help="a sweep, its folder, or an experiment; default: the latest sweep")
+    parser.add_argument(
+        "--format", choices=("html", "md", "latex", "csv"), default="html",
+        help="html writes report.html into the sweep's folder; the others print the comparison table",
+    )  # fmt: skip
     options = parser.parse_args()
     try:
-        print(write_report(options.sweep or latest_sweep(Path(os.environ.get("SUITE_RUNS", "runs")))))
+        sweep = find_sweep(options.name, Path(os.environ.get("SUITE_RUNS", "runs")))
+        if options.format == "html":
+            from suite.report import write_report
+
+            print(write_report(sweep))
+        else:
+            from suite.report.text import render
+
+            print(render(sweep, options.format), end="")
     except KeelBenchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -51,6 +51,13 @@ class Run:
                 self.missing.append(note)
             return None
 
+    def note_absent(self) -> None:
+        """Say in ``missing`` which tables are not there, also of those that nobody will read."""
+        for table in ("scores", "completions", "training"):
+            note = f"{table}.parquet (absent)"
+            if self._expected(table) and note not in self.missing and not (self.folder / f"{table}.parquet").exists():
+                self.missing.append(note)
+
     def _expected(self, table: str) -> bool:
         return {"scores": bool(self.scoring), "training": self.row.get("train_loss") is not None}.get(table, True)
 
@@ -151,7 +158,7 @@ def _name(runs: Sequence[Run]) -> None:
     # A setting that no column of the row shows (a learning rate, say) was typed, so it stands in the task.
     for name, same in by_name(runs).items():
         if len({run.row["seed"] for run in same}) < len(same):
-            typed = [set(_overrides(run.task)) for run in same]
+            typed = [{o for o in overrides(run.task) if not o.startswith("seed=")} for run in same]
             shared = set.intersection(*typed)
             for run, mine in zip(same, typed, strict=True):
                 run.name = " · ".join([name, *sorted(mine - shared)])
@@ -184,6 +191,6 @@ def by_name(runs: Iterable[Run]) -> dict[str, list[Run]]:
     return groups
 
 
-def _overrides(task: str) -> list[str]:
-    """What was typed, but for the seed; commas inside brackets do not separate."""
-    return [o for o in re.split(r",(?![^\[{(]*[\]})])", task) if o and not o.startswith("seed=")]
+def overrides(task: str) -> list[str]:
+    """What was typed, one override each; commas inside brackets do not separate."""
+    return [o for o in re.split(r",(?![^\[{(]*[\]})])", task) if o]

@@ -15,6 +15,9 @@ from suite.results import metrics
 
 CURVE_POINTS = 200  # of a loss curve; longer ones are thinned, which no screen shows
 NAME_CHARACTERS = 28
+DOTTED, BARRED, HISTOGRAMS, CURVES = 120, 12, 24, 60  # runs, points, histograms, curves that a page can show
+
+Counts = dict[tuple[str, str], dict[str, dict[str, tuple[int, int]]]]  # benchmark and rate: category: name: hits of n
 
 
 @dataclass(frozen=True)
@@ -23,8 +26,33 @@ class Plot:
     svg: Markup
 
 
+def left_out(runs: Sequence[Run]) -> list[str]:
+    """What a page of so many runs does not plot, in words."""
+    names = by_name(runs)
+    scored = len({(run.scoring, run.name) for run in runs if run.scoring})
+    trained = sum(run.row.get("train_loss") is not None for run in runs)
+    notes = [
+        (len(_dotted(runs)), len(runs), "runs have their rates plotted"),
+        (min(BARRED, len(names)), len(names), "points have bars by category"),
+        (min(CURVES, trained), trained, "training curves are drawn"),
+        (min(HISTOGRAMS, scored), scored, "histograms of scores are drawn"),
+    ]
+    return [f"the first {some} of {every} {what}" for some, every, what in notes if some < every]
+
+
+def _dotted(runs: Sequence[Run]) -> list[Run]:
+    """The first points' runs, at most ``DOTTED`` of them."""
+    kept: list[Run] = []
+    for same in by_name(runs).values():
+        if kept and len(kept) + len(same) > DOTTED:
+            break
+        kept += same
+    return kept
+
+
 def rates(runs: Sequence[Run]) -> list[Plot]:
     """A panel for attack success and one for false refusals: every run's rate with its interval."""
+    runs = _dotted(runs)
     columns = metrics([run.row for run in runs])
     plots = []
     for prefix, title in _PANELS.items():
@@ -55,13 +83,15 @@ def _dots(runs: Sequence[Run], columns: Sequence[str]) -> Markup:
                 present = [run for run in same if run.row.get(column) is not None]
                 if present:
                     ticks[name] = y + (len(present) - 1) / 2
-                for run in present:
-                    value, low, high = (100 * run.row[f"{column}{s}"] for s in ("", "/low", "/high"))
+                    value, low, high = (
+                        np.array([100 * run.row[f"{column}{s}"] for run in present]) for s in ("", "/low", "/high")
+                    )
                     axis.errorbar(
-                        value, y, xerr=[[max(0, value - low)], [max(0, high - value)]], fmt="o", markersize=5,
-                        color=color_of(run.color), alpha=alpha_of(run.color), elinewidth=1.4, capsize=2,
+                        value, y + np.arange(len(present)), xerr=np.maximum(0, (value - low, high - value)), fmt="o",
+                        markersize=5, color=color_of(same[0].color), alpha=alpha_of(same[0].color), elinewidth=1.4,
+                        capsize=2,
                     )  # fmt: skip
-                    y += 1
+                    y += len(present)
                 y += 0.6 if len(present) > 1 else 0
             axis.set_title(column.split("/", 1)[1])
             axis.set_yticks(list(ticks.values()), [short(n) for n in ticks])
@@ -80,10 +110,9 @@ def _dots(runs: Sequence[Run], columns: Sequence[str]) -> Markup:
 
 def losses(runs: Sequence[Run]) -> list[Plot]:
     """The training loss of every fine-tuned run, in one panel."""
+    trained = [run for run in runs if run.row.get("train_loss") is not None]
     curves = [
-        (run, table)
-        for run in runs
-        if run.row.get("train_loss") is not None and (table := run.table("training", ["step", "loss"])) is not None
+        (run, table) for run in trained[:CURVES] if (table := run.table("training", ["step", "loss"])) is not None
     ]
     if not curves:
         return []
@@ -111,7 +140,7 @@ def score_distributions(runs: Sequence[Run]) -> list[Plot]:
     several_seeds = len({run.row["seed"] for run in runs}) > 1
     for run in runs:
         key = (run.scoring, run.name)
-        if not run.scoring or key in plots:
+        if not run.scoring or key in plots or len(plots) == HISTOGRAMS:
             continue
         table = run.table("scores", ["score", "selected"])
         if table is None:
@@ -143,14 +172,11 @@ def histogram(scores: Any, marked: Any, color: int, mark: str) -> Markup:
 
 def categories(runs: Sequence[Run]) -> list[Plot]:
     """Attack success and false refusals by category of each benchmark that has categories; seeds are pooled."""
-    counts: dict[tuple[str, str], dict[str, dict[str, list[bool]]]] = {}
+    counts: Counts = {}
+    names = list(by_name(runs))[:BARRED]
     for run in runs:
-        table = run.table("completions", ["benchmark", "category", "expected", "label", "attack_succeeded"])
-        for row in table.to_pylist() if table is not None else []:
-            kind = "attack success" if row["expected"] == "refuse" else "false refusal"
-            outcome = row["attack_succeeded"] if row["expected"] == "refuse" else row["label"] == "refused"
-            by_category = counts.setdefault((row["benchmark"], kind), {})
-            by_category.setdefault(row["category"], {}).setdefault(run.name, []).append(outcome)
+        if run.name in names:
+            _count(run, counts)
     colors = {run.name: run.color for run in runs}
     return [
         Plot(f"{benchmark}: {kind} by category, %", _bars(by_category, colors, f"{benchmark}, {kind}"))
@@ -159,7 +185,22 @@ def categories(runs: Sequence[Run]) -> list[Plot]:
     ]
 
 
-def _bars(by_category: dict[str, dict[str, list[bool]]], colors: dict[str, int], what: str) -> Markup:
+def _count(run: Run, counts: Counts) -> None:
+    """Add what happened to a run's prompts, by benchmark and rate, category and name."""
+    table = run.table("completions", ["benchmark", "category", "expected", "label", "attack_succeeded"])
+    if table is None:
+        return
+    keys = ["benchmark", "category", "expected", "label", "attack_succeeded"]
+    for row in table.group_by(keys).aggregate([([], "count_all")]).to_pylist():
+        harmful = row["expected"] == "refuse"
+        kind = "attack success" if harmful else "false refusal"
+        outcome = row["attack_succeeded"] if harmful else row["label"] == "refused"
+        by_category = counts.setdefault((row["benchmark"], kind), {})
+        hits, n = by_category.setdefault(row["category"], {}).get(run.name, (0, 0))
+        by_category[row["category"]][run.name] = (hits + row["count_all"] * bool(outcome), n + row["count_all"])
+
+
+def _bars(by_category: dict[str, dict[str, tuple[int, int]]], colors: dict[str, int], what: str) -> Markup:
     names = [n for n in colors if any(n in found for found in by_category.values())]
     ordered = sorted(by_category)
     height = max(0.055, 0.11 - 0.004 * len(names))  # inches a bar
@@ -169,7 +210,7 @@ def _bars(by_category: dict[str, dict[str, list[bool]]], colors: dict[str, int],
         unit = 1 / (len(names) + 0.12 / height)
         for place, name in enumerate(names):
             middles = [i + (place - (len(names) - 1) / 2) * unit for i in range(len(ordered))]
-            values = [100 * _mean(by_category[c].get(name, ())) for c in ordered]
+            values = [100 * _share(*by_category[c].get(name, (0, 0))) for c in ordered]
             color, alpha = color_of(colors[name]), alpha_of(colors[name])
             axis.barh(middles, values, unit * 0.9, color=color, alpha=alpha)
         axis.set_yticks(range(len(ordered)), [f"{short(c)} ({_sizes(by_category[c].values())})" for c in ordered])
@@ -180,12 +221,12 @@ def _bars(by_category: dict[str, dict[str, list[bool]]], colors: dict[str, int],
         return inline(drawn, f"Bars of {what} for {len(ordered)} categories and {', '.join(names)}")
 
 
-def _mean(outcomes: Sequence[bool]) -> float:
-    return sum(outcomes) / len(outcomes) if outcomes else float("nan")
+def _share(hits: int, n: int) -> float:
+    return hits / n if n else float("nan")
 
 
-def _sizes(found: Iterable[Sequence[bool]]) -> str:
-    return "/".join(map(str, sorted({len(outcomes) for outcomes in found})))
+def _sizes(found: Iterable[tuple[int, int]]) -> str:
+    return "/".join(map(str, sorted({n for _, n in found})))
 
 
 def short(name: str) -> str:

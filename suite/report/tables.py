@@ -1,23 +1,17 @@
 """What the page's tables and lists show, as plain values; the template escapes and lays them out."""
 
-import json
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
-
-import pyarrow as pa
 
 from suite.report.load import Run, by_name
 from suite.results import Row, conditions, metrics
+from suite.statistics.compare import Comparison
+from suite.statistics.paired import ALPHA, POWER, least_discordant
+from suite.statistics.terminal import shown_p, shown_smallest, why_not
 
 Cells = dict[str, Any]
-
-RANKED = 20  # samples shown from either end of a ranking
-COMPLETIONS = 12  # completions shown of a run and benchmark
-COMPLETIONS_IN_ALL = 600  # above that, fewer of each: a page of a hundred runs still has to open on a phone
-SAMPLE_CHARACTERS = 300
-TEXT_CHARACTERS = 1500
 
 
 def title(runs: Sequence[Run]) -> str:
@@ -48,25 +42,34 @@ def _values(runs: Sequence[Run], column: str) -> str:
     return ", ".join(dict.fromkeys(str(run.row.get(column)) for run in runs))
 
 
-def comparison(runs: Sequence[Run]) -> Cells:
-    """One row a run, one column a rate."""
+def comparison(runs: Sequence[Run], found: Comparison | None = None) -> Cells:
+    """One row a run, one column a rate; of names with one run, rates that differ from the reference's are marked."""
     rows = [run.row for run in runs]
     columns = metrics(rows)
+    alone = {name for name, same in by_name(runs).items() if len(same) == 1}
     return {
         "columns": [
             {
-                "kind": _KINDS[name.split("/")[0]],
+                "kind": KINDS.get(name.split("/")[0], name.split("/")[0]),
                 "benchmark": name.split("/", 1)[1],
                 "n": "/".join(map(str, sorted({n for row in rows if (n := row.get(f"{name}/n")) is not None}))),
             }
             for name in columns
         ],
-        "rows": [{"run": run, "rates": [_rate(run.row, name) for name in columns]} for run in runs],
+        "rows": [
+            {
+                "run": run,
+                "rates": [
+                    _marked(_rate(run.row, c), found if run.name in alone else None, run.name, c) for c in columns
+                ],
+            }
+            for run in runs
+        ],
         "unequal": conditions(rows),
     }
 
 
-_KINDS = {"asr": "ASR", "false_refusal": "false refusal", "incoherent": "incoherent", "unparsed": "unparsed"}
+KINDS = {"asr": "ASR", "false_refusal": "false refusal", "incoherent": "incoherent", "unparsed": "unparsed"}
 
 
 def _rate(row: Row, name: str) -> Cells | None:
@@ -77,114 +80,76 @@ def _rate(row: Row, name: str) -> Cells | None:
     return {k: 100 * row[f"{name}{s}"] for k, s in (("value", ""), ("low", "/low"), ("high", "/high"))}
 
 
-def over_seeds(runs: Sequence[Run]) -> list[Cells]:
-    """Mean and standard deviation of each rate over a name's seeds; empty unless some name has several."""
+def _marked(cell: Cells | None, found: Comparison | None, name: str, rate: str) -> Cells | None:
+    """The cell, and whether its difference from the reference's survives correction."""
+    if cell is None:
+        return None
+    difference = found.against_reference(name, rate) if found is not None else None
+    return cell | {"survives": difference is not None and difference.survives}
+
+
+def over_seeds(runs: Sequence[Run], found: Comparison | None = None, *, always: bool = False) -> list[Cells]:
+    """Mean, standard deviation and interval of each rate over a name's seeds; empty unless some name has several, or
+    ``always``. The interval is bootstrapped over seeds × prompts; of one run it is Wilson's."""
     columns = metrics([run.row for run in runs])
     rows: list[Cells] = []
     several = False
     for name, same in by_name(runs).items():
-        one_each = list({run.row["seed"]: run for run in same}.values())  # a seed that ran twice counts once
+        # A seed that ran twice counts once, and so does the un-tuned model, which no seed changes.
+        one_each = list({run.row["seed"] if run.row.get("n_selected") else 0: run for run in same}.values())
         several |= len(one_each) > 1
-        cells = []
+        cells: list[Cells | None] = []
         for column in columns:
-            values = [rate["value"] for run in one_each if (rate := _rate(run.row, column)) is not None]
-            cells.append(
-                {"mean": statistics.mean(values), "sd": statistics.stdev(values) if len(values) > 1 else None}
-                if values
-                else None
-            )
+            given = [rate for run in one_each if (rate := _rate(run.row, column)) is not None]
+            values = [rate["value"] for rate in given]
+            if not values:
+                cells.append(None)
+                continue
+            mean, sd = statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None
+            low, high = _interval(given, found, name, column)
+            cell = {"mean": mean, "sd": sd, "low": low, "high": high}
+            cells.append(_marked(cell, found, name, column))
         rows.append({"name": name, "color": same[0].color, "seeds": len(one_each), "cells": cells})
-    return rows if several else []
+    return rows if several or always else []
 
 
-def rankings(runs: Sequence[Run]) -> list[Cells]:
-    """The two ends of every ranking, once for each method, options, data and model."""
-    groups: dict[tuple[str, ...], list[Run]] = {}
-    for run in runs:
-        if run.scoring:
-            row = run.row
-            key = tuple(str(row.get(c)) for c in ("method", "options", "fingerprint/data", "fingerprint/model"))
-            groups.setdefault(key, []).append(run)
-    return [shown for same in groups.values() if (shown := _ranking(same)) is not None]
+def _interval(rates: Sequence[Cells], found: Comparison | None, name: str, column: str) -> tuple[Any, Any]:
+    if len(rates) == 1:
+        return rates[0]["low"], rates[0]["high"]
+    low, high = (found.intervals if found is not None else {}).get((name, column), (None, None))
+    return (None, None) if low is None or high is None else (100 * low, 100 * high)
 
 
-def _ranking(runs: Sequence[Run]) -> Cells | None:
-    # A method that draws lots ranks anew for every seed; the first seed's ranking stands for them.
-    same = [run for run in runs if run.scoring == runs[0].scoring]
-    columns = ["rank", "id", "score", "selected", "category", "prompt", "response", "response_characters"]
-    tables = [(run, t) for run in same if (t := run.table("scores", columns)) is not None]
-    if not tables:
-        return None
-    first, table = tables[0]
-    n = table.num_rows
-    top = list(range(min(RANKED, n)))
-    bottom = list(range(max(n - RANKED, len(top)), n))
-    names = list(by_name(run for run, _ in tables))
-    chosen = [(run.name, t["selected"]) for run, t in {run.name: (run, t) for run, t in tables}.values()]
-
-    def rows(places: Sequence[int]) -> list[Cells]:
-        return [
-            {
-                **sample,
-                "prompt": shorten(sample["prompt"], SAMPLE_CHARACTERS),
-                "response": shorten(sample["response"], SAMPLE_CHARACTERS),
-                "selected_by": [name for name, flags in chosen if flags[place].as_py()],
-            }
-            for place, sample in zip(places, table.take(pa.array(places, pa.int64())).to_pylist(), strict=True)
-        ]
-
-    row = first.row
-    return {
-        "method": row["method"],
-        "options": json.loads(row.get("options") or "{}"),
-        "dataset": row["dataset"],
-        "model": row["model"],
-        "info": json.loads(row.get("scorer_info") or "{}"),
-        "n": n,
-        "names": names,
-        "seed": row["seed"] if len({run.scoring for run in runs}) > 1 else None,
-        "ends": [end for end in (("highest", rows(top)), ("lowest", rows(bottom))) if end[1]],
-    }
-
-
-def completions(runs: Sequence[Run]) -> list[Cells]:
-    """Some completions of every run and benchmark: those of the first prompts by id. Ids are content hashes, so that
-    this is an arbitrary choice, yet the same one in every run and report."""
-    tables = [(run, t) for run in runs if (t := run.table("completions")) is not None]
-    groups = [(run, list(_by_benchmark(t))) for run, t in tables]
-    cells = sum(len(parts) for _, parts in groups)
-    limit = max(2, min(COMPLETIONS, COMPLETIONS_IN_ALL // max(1, cells)))
-    return [
+def differences(found: Comparison) -> Cells:
+    """The tests, as text; those against a reference first."""
+    rows = [
         {
-            "run": run,
-            "benchmarks": [
-                {"name": name, "n": part.num_rows, "rows": [_completion(r) for r in _first(part, limit)]}
-                for name, part in parts
-            ],
+            "pair": f"{d.point} − {d.reference}",
+            "kind": KINDS.get(d.rate.split("/")[0], ""),
+            "benchmark": d.rate.split("/", 1)[1],
+            "rates": f"{100 * d.point_rate:.1f} − {100 * d.reference_rate:.1f}",
+            "difference": f"{100 * d.difference:+.1f}",
+            "interval": f"{100 * d.low:.1f} to {100 * d.high:.1f}",
+            "discordant": f"{d.more} : {d.fewer}",
+            "size": f"{d.prompts} × {d.seeds}",
+            "p": shown_p(d.p),
+            "p_holm": shown_p(d.p_holm),
+            "smallest": shown_smallest(d),
+            "survives": d.survives,
         }
-        for run, parts in groups
+        for d in sorted(found.differences, key=lambda d: d.reference not in found.references)
     ]
-
-
-def _by_benchmark(table: pa.Table) -> Iterator[tuple[str, pa.Table]]:
-    import pyarrow.compute as pc
-
-    for name in table["benchmark"].unique().to_pylist():
-        yield str(name), table.filter(pc.equal(table["benchmark"], name))
-
-
-def _first(table: pa.Table, limit: int) -> list[Row]:
-    rows: list[Row] = table.sort_by("prompt_id").slice(0, limit).to_pylist()
-    return rows
-
-
-def _completion(row: Row) -> Row:
-    return row | {k: shorten(row[k], TEXT_CHARACTERS) for k in ("prompt", "completion")}
-
-
-def shorten(text: str, limit: int) -> str:
-    """At most ``limit`` characters of ``text``, and how many more there are."""
-    return text if len(text) <= limit else f"{text[:limit]}… (+{len(text) - limit:,} characters)"
+    tests = len(found.differences)
+    return {
+        "rows": rows,
+        "references": found.references,
+        "not_compared": [why_not(pair) for pair in found.not_compared],
+        "tests": tests,
+        "one_seed": any(d.seeds == 1 for d in found.differences),
+        "alpha": f"{ALPHA / max(1, tests):.2g}",
+        "power": f"{100 * POWER:.0f}",
+        "least": least_discordant(ALPHA / max(1, tests)),
+    }
 
 
 def costs(runs: Sequence[Run]) -> Cells:
@@ -210,7 +175,8 @@ def costs(runs: Sequence[Run]) -> Cells:
 def _cost(row: Row, stage: str) -> Cells | None:
     if row.get(f"cost/{stage}/seconds") is None:
         return None
-    return {k: row.get(f"cost/{stage}/{k}") or 0 for k in ("seconds", "tokens", "peak_memory_mb")}
+    values = ("seconds", "tokens", "peak_memory_mb", "flops", "mfu")
+    return {k: row.get(f"cost/{stage}/{k}") or 0 for k in values}
 
 
 def trace(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -1,6 +1,7 @@
 """Scores of a fine-tuning set: computed once for a model, a data set and a method, cut anywhere later."""
 
 import json
+import shutil
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -9,11 +10,13 @@ import pyarrow as pa
 
 from baselines.method import Engine, Method
 from baselines.records import Scores
-from suite.cache import Entry, StageCache
+from suite.cache import Entry, StageCache, fingerprint
+from suite.machine import kept_memory
 from suite.plan import ComputeSpec
 from suite.progress import progress
 from suite.stages.data import Data
 from suite.stages.models import LoadedModel
+from suite.stages.scoring_ranks import Job, processes, score_over_processes
 from suite.tables import read_table
 
 
@@ -36,11 +39,22 @@ def score(
         entries = (entry,)
 
     def compute_stage(out: Path) -> int:
+        if method.uses_model and (ranks := processes(compute.scoring_processes, method)) > 1:
+            model.drop()  # its memory is the ranks' now
+            job = Job(method, data.samples, model.weights.folder, model.spec, compute, seed)
+            scores = score_over_processes(job, ranks)
+            write_scores(out, scores)
+            return int(scores.info.get("tokens", 0))
         scorer, tokenizer = model.get() if method.uses_model else (None, None)
-        with progress(f"scoring with {method.name}", len(data.samples)) as advance:
+        unfinished = cache.root / "unfinished" / fingerprint(inputs)
+        resumable = method.resumable_in(str(unfinished))
+        with kept_memory(), progress(f"scoring with {method.name}", len(data.samples)) as advance:
             engine = _engine(compute, advance)
-            scores = method.score(scorer, tokenizer, data.samples, seed=seed, engine=engine)
+            scores = resumable.score(scorer, tokenizer, data.samples, seed=seed, engine=engine)
         write_scores(out, scores)
+        for selector in unfinished.glob("selector-*.safetensors"):  # SEAL's: method.selector_file reads it
+            shutil.move(selector, out / "selector.safetensors")
+        shutil.rmtree(unfinished, ignore_errors=True)
         return int(scores.info.get("tokens", 0))
 
     inputs = {

@@ -1,5 +1,7 @@
 """Bi-Anchoring against its plain twin, and its options."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -44,16 +46,21 @@ def assert_agree(scores, plain):
 
 def test_smollm2_agrees_with_the_plain_twin(smollm2, samples):
     samples = sorted(samples, key=lambda s: len(s.prompt + s.response))[:6]
-    method = get_method("bi_anchoring")(anchor_count=1)
+    method = get_method("bi_anchoring")(anchor_count=1, separate_terms=True)
     # Batches of one would compare MKL's float32 products of few rows with those of many, which differ by 1e-4 here.
     scores = method.score(*smollm2, samples, engine=Engine(tokens_per_batch=1024))
     assert scores.ids == tuple(s.id for s in samples)
-    assert_agree(scores, plain_scores(*smollm2, samples, 1))
+    plain = plain_scores(*smollm2, samples, 1)
+    assert_agree(scores, plain)
+    joint = replace(method, separate_terms=False).score(*smollm2, samples, engine=Engine(tokens_per_batch=1024))
+    assert joint.components.keys() == {"gradient_norm", "loss"}
+    expected = plain[0] - plain[1] - plain[2]
+    assert np.abs(joint.score - expected).max() / np.abs(expected).max() < 1e-4
 
 
 @pytest.mark.parametrize("tokens", [3, "all"])
 def test_response_tokens(tokens, tiny_llama, samples):
-    method = BiAnchoring(response_tokens=tokens, anchor_response_tokens=tokens, anchor_count=4)
+    method = BiAnchoring(response_tokens=tokens, anchor_response_tokens=tokens, anchor_count=4, separate_terms=True)
     number = None if tokens == "all" else tokens
     assert_agree(method.score(*tiny_llama, samples), plain_scores(*tiny_llama, samples, 4, number, number))
 
@@ -72,13 +79,17 @@ def chat(sample):
 
 
 def test_weights_choose_the_terms(tiny_llama, samples):
-    scores = BiAnchoring(weights=(1, 0, 0), anchor_count=2).score(*tiny_llama, samples[:4])
-    assert np.array_equal(scores.score, scores.components["harmful"])
+    apart = BiAnchoring(anchor_count=2, separate_terms=True).score(*tiny_llama, samples[:4])
+    one = BiAnchoring(weights=(1, 0, 0), anchor_count=2).score(*tiny_llama, samples[:4])
+    assert one.score == pytest.approx(apart.components["harmful"], rel=1e-4)
+    mixed = BiAnchoring(weights=(2, 0, -0.5), anchor_count=2).score(*tiny_llama, samples[:4])
+    expected = 2 * apart.components["harmful"] - 0.5 * apart.components["safe2"]
+    assert mixed.score == pytest.approx(expected, rel=1e-4)
 
 
 def test_accumulated_anchors_are_running_sums(tiny_llama, samples):
     model, tokenizer = tiny_llama
-    method = BiAnchoring(accumulate_anchors=True, anchor_count=3)
+    method = BiAnchoring(accumulate_anchors=True, anchor_count=3, separate_terms=True)
     found = method.score(model, tokenizer, samples[:3]).components["safe2"]
     twin = plain_twins.BiAnchoring(model, tokenizer, [], 10)
     of_each = [plain_twins.gradients(model, twin.loss_of(pair, 10)()) for pair in sets(3)[2]]

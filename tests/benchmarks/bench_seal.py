@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from baselines.records import Sample
 from baselines.seal import Seal
+from suite.machine import kept_memory
 from tests.baselines.seal_twin import train_selector
 from tests.benchmarks.common import alpaca, print_table, smollm2_folder
 
@@ -47,7 +48,8 @@ def main(count: int = 64) -> None:
         timings.append((f"plain twin, {name}", wall, own, own, _spearman(plain, reference)))
         for label, upper_weight in (("w = 0.97", 0.97), ("w = 1", 1.0)):
             seal = Seal(**{**later, "upper_weight": upper_weight})
-            scores, wall, cpu = timed(seal.score, model, tokenizer, samples)
+            with kept_memory():  # as the scoring stage does
+                scores, wall, cpu = timed(seal.score, model, tokenizer, samples)
             tokens = int(scores.info["tokens"])
             logits = scores.components["logit"]  # the samples come in order of their ids
             agreement = _spearman(logits, reference) if upper_weight < 1 else ""

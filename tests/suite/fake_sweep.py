@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,20 +44,22 @@ DEMO = (
 )
 
 
-def fake_sweep(root: Path, points: tuple[Point, ...] = DEMO, *, n_samples: int = 400, k: int = 100) -> Path:
+def fake_sweep(
+    root: Path, points: Sequence[Point] = DEMO, *, n_samples: int = 400, k: int = 100, n_prompts: int = 80
+) -> Path:
     """``root/<sweep>/<number>/`` for each point; returns the sweep's folder."""
     sweep = root / "2025-01-31_12-00-00"
     for number, point in enumerate(points):
         folder = sweep / str(number)
         folder.mkdir(parents=True)
-        _run(folder, point, n_samples, k)
+        _run(folder, point, n_samples, k, n_prompts)
         (folder / "status.json").write_text(
             json.dumps({"state": "finished", "task": f"arm={point.label},seed={point.seed}", "run_id": "x"})
         )
     return sweep
 
 
-def _run(folder: Path, point: Point, n_samples: int, k: int) -> None:
+def _run(folder: Path, point: Point, n_samples: int, k: int, n_prompts: int) -> None:
     dice = random.Random(f"{point.label} {point.seed}")
     data = _data(n_samples, point.poison)
     scores = _scores(point, data) if point.method != "none" else None
@@ -68,7 +71,8 @@ def _run(folder: Path, point: Point, n_samples: int, k: int) -> None:
         loss = [3 / (1 + step) ** 0.3 + dice.gauss(0, 0.08) for step in range(21)]
         write_table(folder / "training.parquet", [{"step": float(i + 1), "loss": x} for i, x in enumerate(loss)])
 
-    prompts = _prompts("harmful", HARM, "refuse", point) + _prompts("overrefusal", HARMLESS, "comply", point)
+    prompts = _prompts("harmful", HARM, "refuse", point, n_prompts)
+    prompts += _prompts("overrefusal", HARMLESS, "comply", point, n_prompts)
     completions, verdicts = [], []
     for prompt in prompts:
         answered = dice.random() < (point.asr if prompt.expected == "refuse" else 1 - point.over)
@@ -136,7 +140,7 @@ def _scores(point: Point, data: Data) -> Scores:
     return Scores(tuple(s.id for s in data.samples), values)
 
 
-def _prompts(benchmark: str, categories: tuple[str, ...], expected: Expected, point: Point) -> list[Prompt]:
+def _prompts(benchmark: str, categories: tuple[str, ...], expected: Expected, point: Point, n: int) -> list[Prompt]:
     return [
         Prompt(
             id=content_id(benchmark, str(i)),
@@ -145,5 +149,5 @@ def _prompts(benchmark: str, categories: tuple[str, ...], expected: Expected, po
             category=categories[i % len(categories)] + point.poison,
             expected=expected,
         )
-        for i in range(80)
+        for i in range(n)
     ]

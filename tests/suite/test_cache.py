@@ -4,12 +4,15 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from suite.cache import MANIFEST, StageCache, fingerprint
+from suite.machine import peak_memory_mb
 
 
 def writer(text: str, calls: list[str]):
@@ -136,3 +139,13 @@ def test_the_manifest_tells_what_the_entry_rests_on(tmp_path):
     assert manifest["version"] == "3"
     assert manifest["inputs"] == {"x": [1, "two"]}
     assert set(manifest["files"]) == {"value.txt", "sub/more.bin"}
+
+
+def test_peak_memory_is_this_programs_and_not_its_parents():
+    code = "from suite.machine import peak_memory_mb; print(peak_memory_mb())"
+    small = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    ballast = bytearray(300 << 20)
+    ballast[::4096] = b"x" * len(ballast[::4096])  # resident
+    assert peak_memory_mb() > 300
+    again = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    assert again < small + 100

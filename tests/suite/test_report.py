@@ -1,5 +1,8 @@
 """The report: what stands in it, what must never run in it, and what it does where something is missing."""
 
+import base64
+import csv
+import hashlib
 import json
 import re
 import subprocess
@@ -13,12 +16,15 @@ import pytest
 
 from eval.errors import KeelBenchError
 from suite.report import write_report
+from suite.report.explorer import list_share, shorten
+from suite.report.find import find_sweep
 from suite.report.load import load_sweep
-from suite.report.tables import over_seeds, shorten
+from suite.report.tables import over_seeds
+from suite.report.text import render
 from tests.suite.fake_sweep import DEMO, Point, fake_sweep
 
 EVIL = """<script>alert(1)</script>" onmouseover="alert(2)" x='</details></svg>{{ 7 * 7 }}$\\frac{1}$ fill: url(x)"""
-SECTIONS = ["comparison", "plots", "samples", "completions", "costs", "traceability"]
+SECTIONS = ["comparison", "differences", "plots", "samples", "completions", "costs", "traceability"]
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 
 
@@ -71,8 +77,8 @@ def test_sections_stand_in_their_order(demo):
     for part in ("smollm2 fine-tuned on mini: 4 ways compared", "refusal_keywords", "max_new_tokens", "2025-01-31",
                  "Wilson", "lower is safer", "n = 80", "larf-bottom"):  # fmt: skip
         assert part in text
-    # Two panels of rates, two benchmarks by category, one of curves, one histogram for each of three scored runs.
-    assert demo.tags.count("figure") == 2 + 2 + 1 + 3
+    # A trade-off, two panels of rates, two benchmarks by category, one of curves, three scored runs' histograms.
+    assert demo.tags.count("figure") == 1 + 2 + 2 + 1 + 3
 
 
 def test_a_rate_is_shown_with_its_interval(demo, tmp_path):
@@ -89,7 +95,11 @@ def test_prompts_and_completions_are_folded_away(demo):
 
 
 def test_page_needs_nothing_from_outside(demo):
-    assert not set(demo.tags) & {"script", "link", "img", "iframe", "object", "embed", "base"}
+    assert not set(demo.tags) & {"link", "img", "iframe", "object", "embed", "base"}
+    assert demo.tags.count("script") == 1  # the search boxes', which the page's policy names by its hash
+    script = re.search(r"<script>(.*?)</script>", demo.source, flags=re.DOTALL)[1]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in demo.source
     assert not re.search(r"(?i)https?:|//[a-z]|@import|javascript:", demo.source)
     for _, name, value in demo.attributes:
         assert not name.startswith("on")
@@ -112,7 +122,7 @@ def test_nothing_from_data_runs(tmp_path):
     (sweep / "9").mkdir()
     (sweep / "9" / "status.json").write_text(json.dumps({"state": "failed", "task": EVIL, "error": EVIL}))
     evil = Page(write_report(sweep))
-    assert "script" not in evil.tags
+    assert evil.tags.count("script") == clean.tags.count("script") == 1
     assert set(evil.tags) == set(clean.tags)
     assert not any(name.startswith("on") for _, name, _ in evil.attributes)
     assert {name for _, name, _ in evil.attributes} <= {name for _, name, _ in clean.attributes}
@@ -181,7 +191,7 @@ def test_seeds_are_averaged_only_over_equal_points(tmp_path):
     runs, _ = load_sweep(fake_sweep(tmp_path, (*points, Point("none", seed=7, tokens=512))))
     rows = {row["name"]: row for row in over_seeds(runs)}
     seeds = {name: row["seeds"] for name, row in rows.items()}
-    assert seeds == {"none · 128 tokens": 3, "none · 512 tokens": 1, "random": 3}
+    assert seeds == {"none · 128 tokens": 1, "none · 512 tokens": 1, "random": 3}  # no seed changes the un-tuned
     rates = [100 * run.row["asr/mini_harmful"] for run in runs if run.name == "random"]
     assert rows["random"]["cells"][0]["mean"] == pytest.approx(sum(rates) / 3)
     assert rows["none · 512 tokens"]["cells"][0]["sd"] is None
@@ -211,6 +221,56 @@ def test_rankings_show_who_selected_a_sample(demo):
 def test_shorten():
     assert shorten("abc", 3) == "abc"
     assert shorten("abcdef", 4) == "abcd… (+2 characters)"
+
+
+def test_list_share():
+    assert list_share("") == 0
+    assert list_share("One sentence. 1. is not an item here.") == 0
+    assert list_share("Steps:\n\n1. Mix\n2) Bake\n- rest\n") == 0.75
+    assert list_share("-5 degrees\n3.5 litres") == 0
+
+
+def test_many_runs_say_what_is_left_out(tmp_path):
+    points = [Point(f"point-{i}", "random", "top", seed=s, asr=0.3) for i in range(13) for s in range(10)]
+    page = Page(write_report(fake_sweep(tmp_path, points, n_samples=40, k=10, n_prompts=8)))
+    text = " ".join(" ".join(page.text).split())
+    for part in ("the first 120 of 130 runs have their rates plotted", "the first 12 of 13 points have bars",
+                 "the first 60 of 130 training curves", "the first 24 of 130 histograms",
+                 "117 more runs are not shown"):  # fmt: skip
+        assert part in text
+
+
+def test_names_find_sweeps(tmp_path):
+    runs = tmp_path / "runs"
+    for day, task in (("1", "+experiment=demo,arm=none"), ("2", "+experiment=demo,arm=none"), ("3", "seed=1")):
+        (runs / day / "0").mkdir(parents=True)
+        (runs / day / "0" / "status.json").write_text(json.dumps({"state": "finished", "task": task}))
+    assert find_sweep("demo", runs) == runs / "2"
+    assert find_sweep("3", runs) == runs / "3"
+    assert find_sweep(str(runs / "1"), tmp_path) == runs / "1"
+    with pytest.raises(KeelBenchError, match="Did you mean 'demo'"):
+        find_sweep("demos", runs)
+
+
+@pytest.mark.parametrize("form", ["md", "latex", "csv"])
+def test_the_table_as_text(tmp_path, form):
+    odd = tuple(replace(p, label=f"{p.label}_50%|x", seed=s) for p in DEMO for s in (1, 2))
+    text = render(fake_sweep(tmp_path, odd), form)
+    means = {r["name"]: r for r in over_seeds(load_sweep(tmp_path / "2025-01-31_12-00-00")[0])}
+    top = means["larf-top_50%|x"]["cells"][1]
+    if form == "csv":
+        (row,) = [r for r in csv.DictReader(text.splitlines())
+                  if (r["point"], r["rate"]) == ("larf-top_50%|x", "false_refusal/mini_overrefusal")]  # fmt: skip
+        assert float(row["mean"]) == pytest.approx(top["mean"] / 100)
+        assert (row["reference"], row["survives"]) == ("random_50%|x", "True")
+        return
+    lines = [line for line in text.splitlines() if "larf-top" in line]
+    bold = f"**{top['mean']:.1f} ± {top['sd']:.1f}**" if form == "md" else rf"\textbf{{{top['mean']:.1f} $\pm$ "
+    name = r"larf-top\_50%\|x" if form == "md" else r"larf-top\_50\%|x"
+    assert lines[0].startswith(f"| {name} (2 seeds) |" if form == "md" else f"{name} (2 seeds) &")
+    assert bold in lines[0]
+    if form == "latex":
+        assert text.count("&") == 5 * 2  # a heading and four points, three columns
 
 
 def test_small_and_quick(tmp_path):

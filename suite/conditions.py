@@ -1,0 +1,42 @@
+"""How a run was measured, where its configuration does not say it: what must be equal for two rates to be compared."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from suite.plan import BackendSpec, EvalSpec, VllmSpec
+
+
+def template_fingerprint(folder: Path) -> str:
+    """Hash of a model folder's chat template; "none" without one."""
+    file = folder / "chat_template.jinja"
+    template: object = None
+    if file.is_file():
+        template = file.read_text(encoding="utf-8")
+    else:
+        config = folder / "tokenizer_config.json"
+        if config.is_file():
+            template = json.loads(config.read_text(encoding="utf-8")).get("chat_template")
+    if not template:
+        return "none"
+    return hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()[:20]
+
+
+def decoding(evaluation: EvalSpec, backend: BackendSpec | VllmSpec) -> str:
+    """How answers are drawn, in words: all that the completions depend on beside model, prompts and max_new_tokens."""
+    parts = ["greedy"]
+    if evaluation.system is not None:
+        parts.append(f"system turn {hashlib.sha256(evaluation.system.encode()).hexdigest()[:8]}")
+    if backend.merge_adapter:
+        parts.append("adapters merged")
+    return ", ".join(parts)
+
+
+def devices(asked: str) -> tuple[str, int]:
+    """``(kind, number of GPUs)`` that ``compute.device`` stands for here; ``("cpu", 0)`` without one."""
+    import torch
+
+    if asked == "auto":
+        asked = "cuda" if torch.cuda.is_available() else "cpu"
+    kind = asked.split(":")[0]
+    return kind, 1 if kind == "cuda" else 0

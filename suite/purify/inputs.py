@@ -1,0 +1,97 @@
+"""What a purification reads: checked as a whole before a model is loaded."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from eval.errors import KeelBenchError
+from eval.records import Prompt
+from suite.purify.checks import check_controls_apart
+from suite.purify.files import Table, check_output, hub_table, open_table
+from suite.purify.index import Index, Reader, scan
+from suite.purify.outputs import check_place
+from suite.purify.plan import PurifyPlan
+from suite.stages.data import load_prompts
+from suite.stages.generation import check_backend
+from suite.stages.judging import with_weights
+from suite.stages.models import locate
+
+log = logging.getLogger(__name__)
+
+LARGE = 1 << 30  # bytes of a file from which chunk_rows is recommended
+
+
+@dataclass(frozen=True)
+class Inputs:
+    table: Table
+    reader: Reader
+    index: Index
+    prompts: Mapping[str, list[Prompt]]
+
+
+def check(plan: PurifyPlan) -> Inputs:
+    """Read all inputs and list every problem that can be found before a model is loaded.
+
+    Raises:
+        KeelBenchError: one or more problems, one a line.
+    """
+    problems: list[str] = []
+    table: Table | None = None
+    reader: Reader | None = None
+    index: Index | None = None
+    prompts: dict[str, list[Prompt]] = {}
+    spec = plan.dataset
+    try:
+        path = spec.source.file(spec.name, plan.paths.data)
+        if path is not None:
+            table = open_table(path)
+            if path.stat().st_size > LARGE and plan.chunk_rows is None:
+                log.warning("%s has %.1f GiB: chunk_rows=5000 scores it in parts", path, path.stat().st_size / LARGE)
+        else:
+            hub = spec.source.hub_table(spec.name, plan.paths.data)
+            table = hub_table(hub, f"hub data set of {spec.name}")
+        check_output(table, plan.out)
+        check_place(plan.out, path, plan.overwrite)
+    except KeelBenchError as error:
+        problems.append(str(error))
+    if table is not None:
+        try:
+            reader = Reader(table, spec.format, spec.name, plan.max_characters)
+            index = scan(reader, on_bad_row=plan.on_bad_row, duplicates=plan.duplicates, limit=spec.limit)
+            plan.cut.size(len(index.scored))
+        except KeelBenchError as error:
+            problems.append(str(error))
+    for benchmark in plan.benchmarks if plan.verify or plan.check.prompts else ():
+        try:
+            prompts[benchmark.spec.name] = load_prompts(benchmark, plan.evaluation.limit, plan.paths.data)
+        except KeelBenchError as error:
+            problems.append(str(error))
+    if plan.verify and not plan.benchmarks:
+        problems.append("verify=true asks nothing: name a benchmark, such as benchmark=[mini_harmful]")
+    if plan.verify:
+        for told in (lambda: check_backend(plan.backend), lambda: with_weights(plan.judge).check()):
+            try:
+                told()
+            except KeelBenchError as error:
+                problems.append(str(error))
+    needed = [plan.scoring_model] if any(m.uses_model for m in plan.methods.values()) else []
+    if plan.model not in needed and (plan.verify or (plan.scorer is not None and plan.transfer_rows)):
+        needed.append(plan.model)
+    for model in needed:
+        try:
+            locate(model)
+        except KeelBenchError as error:
+            problems.append(str(error))
+    for name, method in plan.methods.items():
+        try:
+            method.calibration()  # reads the method's own files
+        except KeelBenchError as error:
+            problems.append(f"methods.{name}: {error}")
+    try:
+        if plan.check.controls:
+            check_controls_apart(plan.methods)
+    except KeelBenchError as error:
+        problems.append(str(error))
+    if problems or table is None or reader is None or index is None:
+        raise KeelBenchError("\n".join(problems))
+    return Inputs(table, reader, index, prompts)
