@@ -1,5 +1,5 @@
-"""The judges against a real server of OpenAI's protocol: ``vllm serve`` with SmolLM2, which is no good judge, but a
-real model behind a real wire: what it says is read, counted and paid for like any other's."""
+"""The judges against a real server of OpenAI's protocol: vLLM's, with SmolLM2, which is no good judge, but a real
+model behind a real wire: what it says is read, counted and paid for like any other's."""
 
 import json
 import os
