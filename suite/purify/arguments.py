@@ -53,4 +53,7 @@ def translated(arguments: Sequence[str]) -> list[str]:
         groups.append(f"+model@scorer={scorer}")
         if "larf" in methods:  # its layer belongs to the model that scores
             groups.append("methods.larf.layer=${scorer.larf_layer}")
-    return [*groups, *(f"methods.{methods[0]}.{option}" for option in options), *rest]
+    groups += [f"methods.{methods[0]}.{option}" for option in options]
+    # Hydra's parser wants all overrides in one row, so flags stay on the side where the user put them.
+    first = next((i for i, a in enumerate(rest) if "=" in a and not a.startswith("-")), len(rest))
+    return [*rest[:first], *groups, *rest[first:]]

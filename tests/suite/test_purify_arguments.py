@@ -14,7 +14,9 @@ from suite.purify.arguments import translated
         (["method=[random, random]"], ["+method@methods.random=random"]),
         (["method=larf", "method.layer=auto"], ["+method@methods.larf=larf", "methods.larf.layer=auto"]),
         (["method.layer=3"], ["+method@methods.larf=larf", "methods.larf.layer=3"]),
-        (["-m", "keep=0.7,0.8"], ["+method@methods.larf=larf", "-m", "keep=0.7,0.8"]),
+        (["-m", "keep=0.7,0.8"], ["-m", "+method@methods.larf=larf", "keep=0.7,0.8"]),
+        (["keep=0.7,0.8", "-m"], ["+method@methods.larf=larf", "keep=0.7,0.8", "-m"]),
+        (["--cfg", "job"], ["--cfg", "job", "+method@methods.larf=larf"]),
         (["+method@methods.mine=larf"], ["+method@methods.mine=larf"]),
         (
             ["scorer=smollm2", "model=llama3", "scorer.larf_layer=2"],
