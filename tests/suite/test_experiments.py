@@ -82,7 +82,7 @@ def test_the_safety_ratios_are_the_published_ones():
 
 def test_table_3_compares_both_objectives():
     made = plans("vcl_table3")
-    assert {p.label for p in made} == {"sft", "system-prompt", "vcl-penalize", "vcl-concentrate"}
+    assert {p.label for p in made} == {"sft", "system-prompt", "vector-ablation", "vcl-penalize", "vcl-concentrate"}
     assert {p.seed for p in made} == {42, 100, 2025}
     objectives = {p.label: p.regularizer.objective for p in made if p.regularizer.name == "vcl"}
     assert objectives == {"vcl-penalize": "penalize", "vcl-concentrate": "concentrate"}
