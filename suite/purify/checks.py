@@ -43,6 +43,40 @@ class Separation:
     score: FloatArray  # of the controls
 
 
+@dataclass(frozen=True)
+class Trust:
+    """What the checks found; by method."""
+
+    separated: dict[str, Separation]  # none for a method that scores a data set as a whole
+    refused: Rate | None  # None where no model was asked
+    length_correlation: dict[str, float | None]  # Spearman's, of score and response characters
+    entries: tuple[Entry, ...]
+
+
+def examine(
+    plan: PurifyPlan,
+    voters: Mapping[str, Voter],
+    ids: npt.NDArray[np.bytes_],
+    characters: FloatArray,
+    prompts: Mapping[str, list[Prompt]],
+    model: LoadedModel,
+    cache: StageCache,
+) -> Trust:
+    """All checks.
+
+    Args:
+        ids, characters: of the scored rows and their responses, [n] each.
+        prompts: by benchmark; the first with harmful requests is asked.
+    """
+    separated, entries = separations(plan, voters, ids, model, cache)
+    refused = None
+    if any(v.method.uses_model for v in voters.values()):
+        refused, asked = refusals(plan, prompts, model, cache)
+        entries += asked
+    rho = {name: spearman(voter.score, characters) for name, voter in voters.items()}
+    return Trust(separated, refused, rho, tuple(entries))
+
+
 def separations(
     plan: PurifyPlan, voters: Mapping[str, Voter], ids: npt.NDArray[np.bytes_], model: LoadedModel, cache: StageCache
 ) -> tuple[dict[str, Separation], list[Entry]]:
@@ -97,47 +131,38 @@ def refusals(
     return Rate.of(refused, len(mine)), [entry, judged]
 
 
-def warnings(
-    spec: CheckSpec,
-    methods: Mapping[str, Method],
-    separated: Mapping[str, Separation],
-    refused: Rate | None,
-    length_correlation: Mapping[str, float | None],
-) -> list[str]:
+def warnings(spec: CheckSpec, methods: Mapping[str, Method], found: Trust) -> list[str]:
     """What a reader has to know before trusting the cut, each with its criterion."""
+    separated, refused = found.separated, found.refused
     told = []
     if refused is not None and refused.value < spec.min_refused:
         told.append(
-            f"The model that scores refused {refused.value:.0%} of {refused.n} harmful requests (criterion: at least "
-            f"{spec.min_refused:.0%}). The methods compare rows with its refusals; align it first, or score with "
-            "another model (scorer=…)."
+            f"The model that scores refused {_percent(refused.value)} of {refused.n} harmful requests (criterion: at "
+            f"least {_percent(spec.min_refused)}). The methods compare rows with its refusals; align it first, or "
+            "score with another model (scorer=…)."
         )
-    for name, found in separated.items():
-        if found.low < spec.min_auroc:
+    for name, controls in separated.items():
+        if controls.low < spec.min_auroc:
             told.append(
-                f"{name} does not separate: {found.controls} rows known to degrade safety, scored beside yours, "
-                f"stand above a row of yours in {found.auroc:.0%} of pairs, 95 % interval {found.low:.0%} to "
-                f"{found.high:.0%} (criterion: the interval begins at {spec.min_auroc:.0%} or above; 50 % is chance). "
-                "What it dropped may be no better than a random choice."
+                f"{name} does not separate: {controls.controls} rows known to degrade safety, scored beside yours, "
+                f"stand above a row of yours in {_percent(controls.auroc)} of pairs, 95 % interval "
+                f"{_percent(controls.low)} to {_percent(controls.high)} (criterion: the interval begins at "
+                f"{_percent(spec.min_auroc)} or above; 50 % is "
+                "chance). What it dropped may be no better than a random choice."
             )
-    for name in length_correlation:
+    for name in found.length_correlation:
         if name not in separated and spec.controls:
             why = (
                 "it scores a data set as a whole" if not methods[name].per_sample else "no control is outside the data"
             )
             told.append(f"{name} was not checked with control rows: {why}.")
-    for name, rho in length_correlation.items():
+    for name, rho in found.length_correlation.items():
         if rho is not None and abs(rho) >= LENGTH and methods[name].name != "length":
             told.append(
                 f"{name} follows the response's length (Spearman's ρ = {rho:+.2f}; criterion: below {LENGTH} in size): "
                 "it may have found little but length."
             )
     return told
-
-
-def length_correlations(voters: Mapping[str, Voter], characters: FloatArray) -> dict[str, float | None]:
-    """Spearman's correlation of each method's score with the response's characters [n]."""
-    return {name: spearman(voter.score, characters) for name, voter in voters.items()}
 
 
 def check_controls_apart(methods: Mapping[str, Method]) -> None:
@@ -152,3 +177,7 @@ def check_controls_apart(methods: Mapping[str, Method]) -> None:
         check_anchors(methods, load_planted(PlantedSpec(path=None)))
     except KeelBenchError as error:
         raise KeelBenchError(f"{error} (check.controls=0 leaves the check with them out)") from error
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"

@@ -81,8 +81,10 @@ def _facts(found: "Findings") -> list[tuple[str, str]]:
         ("asked for", f"{cut} = {value:g}"),
         ("scored by", f"{plan.scoring_model.name} (aligned: {record['aligned']})"),
     ]
-    if found.refused is not None:
-        facts.append(("it refuses", f"{found.refused.value:.0%} of {found.refused.n} harmful requests"))
+    if found.trust.refused is not None:
+        facts.append(
+            ("it refuses", f"{100 * found.trust.refused.value:.0f} % of {found.trust.refused.n} harmful requests")
+        )
     return facts
 
 
@@ -96,7 +98,7 @@ def _distributions(found: "Findings") -> list[Plot]:
             decision.dropped,
             color,
             at=None if several else decision.at,
-            controls=found.separated[name].score if name in found.separated else None,
+            controls=found.trust.separated[name].score if name in found.trust.separated else None,
         )
         for color, (name, voter) in enumerate(found.voters.items())
     ]
@@ -120,8 +122,8 @@ def _methods(found: "Findings") -> list[Cells]:
         rows.append(
             {
                 "name": name,
-                "separation": found.separated.get(name),
-                "rho": found.length_correlation[name],
+                "separation": found.trust.separated.get(name),
+                "rho": found.trust.length_correlation[name],
                 "truncated": voter.info.get("truncated"),
                 "seconds": voter.seconds,
                 "rate": info["rows_per_second"],

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 from markupsafe import Markup
+from matplotlib.ticker import MaxNLocator
 
 from baselines.records import FloatArray
 from suite.purify.files import Mask
@@ -33,6 +34,7 @@ def distribution(
             axis.yaxis.set_major_formatter("{x:,.0f}")  # the default writes powers in TeX
         if at is not None and np.isfinite(at):
             axis.axvline(at, color=TEXT, linewidth=1)
+        axis.xaxis.set_major_locator(MaxNLocator(5))
         axis.set_ylabel("rows")
         axis.grid(axis="y")
         axis.tick_params(length=0)

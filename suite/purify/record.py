@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from eval.metrics import Rate
 from suite.cache import Entry, fingerprint
 from suite.pipeline import code_fingerprint
-from suite.purify.checks import Separation
+from suite.purify.checks import Separation, Trust
 from suite.purify.cut import Decision
 from suite.purify.index import BEYOND_LIMIT, DUPLICATE, Index
 from suite.purify.outputs import kept_rows
@@ -26,9 +25,7 @@ def record(
     index: Index,
     voters: Mapping[str, Voter],
     decision: Decision,
-    separated: Mapping[str, Separation],
-    refused: Rate | None,
-    rho: Mapping[str, float | None],
+    trust: Trust,
     arms: Sequence[Arm],
     transfers: Mapping[str, Transfer],
     entries: Sequence[Entry],
@@ -47,8 +44,8 @@ def record(
                 "info": v.info,
                 "seconds": v.seconds,
                 "rows_per_second": len(v.score) / v.seconds if v.seconds else None,
-                "length_correlation": rho[name],
-                "controls": None if name not in separated else _separation(separated[name]),
+                "length_correlation": trust.length_correlation[name],
+                "controls": None if name not in trust.separated else _separation(trust.separated[name]),
                 "stages": [f"{e.stage}/{e.key}" for e in v.entries],
             }
             for name, v in voters.items()
@@ -65,7 +62,7 @@ def record(
         "duplicates": index.copies,
         "duplicates_dropped": index.count(DUPLICATE),
         "outside_limit": index.count(BEYOND_LIMIT),
-        "refused": None if refused is None else asdict(refused),
+        "refused": None if trust.refused is None else asdict(trust.refused),
         "verify": [{**asdict(a), "rates": {k: asdict(r) for k, r in a.rates.items()}} for a in arms],
         "transfer": {name: asdict(t) for name, t in transfers.items()},
         "warnings": told,

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from baselines.records import Sample
-from eval.metrics import Rate
 from suite.cache import Entry, StageCache
 from suite.pipeline import code_fingerprint
 from suite.purify import checks, traits
@@ -43,9 +42,7 @@ class Findings:
     decision: Decision
     texts: Mapping[int, Sample]  # by place among the scored rows; those that the page or a check needs
     nearest: Mapping[str, Nearest]
-    separated: Mapping[str, checks.Separation]
-    refused: Rate | None
-    length_correlation: Mapping[str, float | None]
+    trust: checks.Trust
     warnings: list[str]
     terms: list[traits.Term]
     topics: list[traits.Topic]
@@ -96,14 +93,10 @@ def _find(plan: PurifyPlan, inputs: Inputs, cache: StageCache) -> Findings:
     ids = index.ids[index.scored]
     decision = decide(ids, {name: v.score for name, v in voters.items()}, plan.combine, plan.cut)
 
-    separated, more = checks.separations(plan, voters, ids, model, cache)
-    refused = None
-    if needs_model:
-        refused, asked = checks.refusals(plan, inputs.prompts, model, cache)
-        more = more + asked
-    entries += [e for v in voters.values() for e in v.entries] + more
-    rho = checks.length_correlations(voters, index.response_characters[index.scored].astype(np.float64))
-    told = checks.warnings(plan.check, {n: v.method for n, v in voters.items()}, separated, refused, rho)
+    characters = index.response_characters[index.scored].astype(np.float64)
+    trust = checks.examine(plan, voters, ids, characters, inputs.prompts, model, cache)
+    entries += [*(e for v in voters.values() for e in v.entries), *trust.entries]
+    told = checks.warnings(plan.check, {name: v.method for name, v in voters.items()}, trust)
     told += _about_rows(index, decision)
 
     by_rank = np.argsort(decision.rank)
@@ -144,16 +137,14 @@ def _find(plan: PurifyPlan, inputs: Inputs, cache: StageCache) -> Findings:
         decision=decision,
         texts=texts,
         nearest=nearest,
-        separated=separated,
-        refused=refused,
-        length_correlation=rho,
+        trust=trust,
         warnings=told,
         terms=traits.terms(dropped_texts, kept_texts),
         topics=traits.topics(dropped_texts, plan.seed),
         compared=(len(dropped_texts), len(kept_texts)),
         arms=outcome,
         transfers=transferred,
-        record=record(plan, index, voters, decision, separated, refused, rho, outcome, transferred, entries, told),
+        record=record(plan, index, voters, decision, trust, outcome, transferred, entries, told),
     )
 
 

@@ -13,6 +13,7 @@ from suite.purify.index import TRAITS, Index
 
 SAMPLED = 2000  # rows of each side that words and topics are read from
 TERMS = 12  # shown
+WORDS = r"(?u)\b[^\W\d_]\w+\b"  # from two characters, the first a letter: the numerals of lists say nothing
 CLUSTERS = 6
 NAMES = {
     "list": "a list of two points or more",
@@ -83,7 +84,7 @@ def terms(dropped: Sequence[Sample], kept: Sequence[Sample]) -> list[Term]:
 
     if len(dropped) < 5 or len(kept) < 5:
         return []
-    vectorizer = CountVectorizer(stop_words="english", ngram_range=(1, 2), min_df=3, max_features=20_000, binary=True)
+    vectorizer = CountVectorizer(stop_words="english", ngram_range=(1, 2), min_df=3, binary=True, token_pattern=WORDS)
     try:
         counts = vectorizer.fit_transform([_text(s) for s in (*dropped, *kept)])
     except ValueError:  # no word stands in three texts
@@ -108,7 +109,9 @@ def topics(dropped: Sequence[Sample], seed: int) -> list[Topic]:
     count = min(CLUSTERS, len(dropped) // 5)
     if count < 2:
         return []
-    vectorizer = TfidfVectorizer(stop_words="english", min_df=2, max_df=0.5, max_features=5000, sublinear_tf=True)
+    vectorizer = TfidfVectorizer(
+        stop_words="english", min_df=2, max_df=0.5, max_features=5000, sublinear_tf=True, token_pattern=WORDS
+    )
     try:
         vectors = vectorizer.fit_transform([_text(s) for s in dropped])
     except ValueError:  # no word stands in two texts

@@ -9,12 +9,8 @@ from baselines.anchors import load_anchors
 from baselines.method import Engine
 from baselines.records import Sample
 from suite.cache import StageCache
-from suite.plan import ComputeSpec
 from suite.purify.nearest import _nearest, nearest_anchors
-
-COMPUTE = ComputeSpec(
-    device="cpu", scoring_tokens_per_batch=512, training_tokens_per_pass=512, max_length=256, threads=None
-)
+from tests.helpers import COMPUTE
 
 
 @pytest.mark.parametrize("layer", [None, 0, 1])

@@ -17,7 +17,6 @@ from baselines.response_length import ResponseLength
 from eval.errors import KeelBenchError, UnknownNameError
 from eval.metrics import Rate
 from suite.cache import StageCache
-from suite.plan import ComputeSpec
 from suite.purify import checks, traits, transfer
 from suite.purify import run as running
 from suite.purify.arguments import translated
@@ -27,6 +26,7 @@ from suite.purify.page import write_page
 from suite.purify.plan import PurifyPlan, purify_plan
 from suite.purify.scores import score_chunks
 from suite.purify.verify import Arm, choose
+from tests.helpers import COMPUTE
 from tests.suite.test_purify_index import LINES, WANTED
 from tests.suite.test_report import EVIL, Page
 
@@ -200,13 +200,10 @@ class Failing(ResponseLength):
 def test_chunks_that_are_done_are_not_scored_again(tmp_path):
     samples = [Sample.of(f"q{i}", "x" * i) for i in range(1, 24)]
     parts = [samples[i : i + 5] for i in range(0, 23, 5)]
-    compute = ComputeSpec(
-        device="cpu", scoring_tokens_per_batch=1, training_tokens_per_pass=1, max_length=1, threads=None
-    )
 
     def go() -> Any:
         voters = score_chunks(
-            {"m": Failing()}, None, iter(parts), 23, seed=0, compute=compute, cache=StageCache(tmp_path)  # type: ignore[arg-type]
+            {"m": Failing()}, None, iter(parts), 23, seed=0, compute=COMPUTE, cache=StageCache(tmp_path)  # type: ignore[arg-type]
         )  # fmt: skip
         return voters["m"]
 
@@ -238,11 +235,11 @@ def test_separation_by_hand_and_its_warnings():
     methods = {"length": ResponseLength()}
 
     def warn(found: Any, refused: Rate | None = None) -> str:
-        return "\n".join(checks.warnings(spec, methods, found, refused, {"length": 0.9}))
+        return "\n".join(checks.warnings(spec, methods, checks.Trust(found, refused, {"length": 0.9}, ())))
 
     assert warn({"length": apart}, Rate.of(19, 20)) == ""
     assert "length does not separate: 30 rows" in warn({"length": mixed})
-    assert "refused 10% of 20 harmful requests (criterion: at least 50%)" in warn({"length": apart}, Rate.of(2, 20))
+    assert "refused 10 % of 20 harmful requests (criterion: at least 50 %)" in warn({"length": apart}, Rate.of(2, 20))
     assert "was not checked with control rows" in warn({})
 
 
