@@ -14,6 +14,7 @@ MODULES = {
     "larf": "baselines.larf",
     "vcl": "baselines.references",
     "system_prompt": "baselines.system_prompt",
+    "vector_ablation": "baselines.vector_ablation",
     "gradsafe": "baselines.gradsafe",
     "bi_anchoring": "baselines.bi_anchoring",
     "representation_matching": "baselines.representation_matching",

@@ -125,7 +125,15 @@ def run(plan: RunPlan, folder: Path, sweep: str) -> RunRecord:
             entries.append(adapter.entry)
             tracker.curve(adapter.curve)
 
-        completions = complete(model, adapter, prompts, evaluation=plan.evaluation, backend=plan.backend, cache=cache)
+        completions = complete(
+            model,
+            adapter,
+            prompts,
+            evaluation=plan.evaluation,
+            backend=plan.backend,
+            cache=cache,
+            method=plan.method,
+        )
         judge, verdicts = with_weights(plan.judge), {}
         for name, (texts, entry) in completions.items():
             verdicts[name], judged = judge_completions(judge, prompts[name], texts, entry.key, cache)

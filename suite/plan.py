@@ -232,6 +232,12 @@ def plan_from_config(config: Mapping[str, Any]) -> RunPlan:
     regularizer = build_regularizer(regularizer_options.pop("name"), regularizer_options)
     if method.name == "vcl" and regularizer.name != "vcl":
         raise KeelBenchError("method=vcl is the VCL regulariser on all samples: it needs regularizer=vcl")
+    if method.intervenes and config["backend"]["name"] != "hf":
+        raise KeelBenchError(f"method={method.name} changes the model's states as it answers: it needs backend=hf")
+    if method.intervenes and config["eval"].get("every") is not None:
+        raise KeelBenchError(f"method={method.name}: checkpoints would answer without it; eval.every=null")
+    if config["utility"]["tasks"] and (method.intervenes or method.name == "system_prompt"):
+        raise KeelBenchError(f"method={method.name}: utility tasks would be put to the model without it; utility=none")
     return RunPlan(
         model=model_spec(config["model"]),
         dataset=dataset_spec(config["dataset"]),

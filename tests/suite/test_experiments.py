@@ -61,6 +61,16 @@ def test_table_1_runs_every_published_cell_under_the_papers_protocol():
         assert {key[2] for key in published.row_keys()} <= {b.spec.name for b in each.benchmarks}
 
 
+def test_table_2_has_its_sizes_and_its_three_figures():
+    published, made = table("larf_table2"), plans("larf_table2")
+    assert {(p.dataset.name, p.method.name) for p in made} == {(d, m) for d, _, m in published.row_keys()}
+    for each in made:
+        assert (each.selection.name, each.selection.k, each.dataset.limit) == ("drop_top", 2000, 10_000)
+        assert each.judge.name == "rubric"
+        assert {task for _, task, _ in published.row_keys()} <= set(each.utility.tasks)
+        assert "directharm4" in {b.spec.name for b in each.benchmarks}
+
+
 def test_table_5_and_figure_3_take_the_ends_that_they_compare():
     assert {(p.method.name, p.selection.name) for p in plans("larf_table5")} == {
         (wanted["method"], "bottom") for wanted in table("larf_table5").ours.where["column"].values()
@@ -82,7 +92,7 @@ def test_the_safety_ratios_are_the_published_ones():
 
 def test_table_3_compares_both_objectives():
     made = plans("vcl_table3")
-    assert {p.label for p in made} == {"sft", "system-prompt", "vcl-penalize", "vcl-concentrate"}
+    assert {p.label for p in made} == {"sft", "system-prompt", "vector-ablation", "vcl-penalize", "vcl-concentrate"}
     assert {p.seed for p in made} == {42, 100, 2025}
     objectives = {p.label: p.regularizer.objective for p in made if p.regularizer.name == "vcl"}
     assert objectives == {"vcl-penalize": "penalize", "vcl-concentrate": "concentrate"}
