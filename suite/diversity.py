@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig
 
-from eval.errors import KeelBenchError
-from suite.overrides import check_names
+from suite.entry import enter
 from suite.paths import conf_dir
-from suite.sweep import SweepFolder, carry_out, told_failures
+from suite.sweep import carry_out, told_failures
 
 if TYPE_CHECKING:  # it imports torch, which --help does not wait for
     from suite.plan import DatasetSpec, PathsSpec, TrackingSpec
@@ -130,20 +129,17 @@ def _hydra(config: DictConfig) -> None:
 
 def main() -> int:
     """Exit status: 0, or 1 where a run failed, or 2 where the command line was wrong."""
-    try:
-        check_names(sys.argv[1:], Path(conf_dir()))
-    except KeelBenchError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    _hydra()
-    if SweepFolder.path is None:  # --help, --cfg and their like ran no job
-        return 0
+    return enter(_hydra, _summarise)
+
+
+def _summarise(sweep: Path) -> bool:
+    """The table of all points; whether every one finished."""
     from suite.tables import read_table
 
-    files = sorted(SweepFolder.path.glob("*/diversity.parquet"), key=lambda f: int(f.parent.name))
+    files = sorted(sweep.glob("*/diversity.parquet"), key=lambda f: int(f.parent.name))
     if files:
         print_table([row for f in files for row in read_table(f)])
-    return 1 if told_failures(SweepFolder.path) else 0
+    return not told_failures(sweep)
 
 
 if __name__ == "__main__":

@@ -4,23 +4,16 @@ python -m suite.flowlens benchmark=[xstest]
 python -m suite.flowlens -m model=smollm2 model/align=none,mini     # ends with the alignment of every two points
 """
 
-import os
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
-
-# Before torch is imported: OpenMP threads that spin at barriers are ten times slower on a shared machine.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import hydra
 from omegaconf import DictConfig
 
-from eval.errors import KeelBenchError
-from suite.overrides import check_names
+from suite.entry import enter
 from suite.paths import conf_dir
-from suite.sweep import SweepFolder, carry_out, told_failures
+from suite.sweep import carry_out, told_failures
 
 
 @hydra.main(version_base="1.3", config_path=conf_dir(), config_name="flowlens")
@@ -37,21 +30,15 @@ def _work(values: dict[str, Any], folder: Path, sweep: str) -> str:
 
 def main() -> int:
     """Exit status: 0, or 1 where a run failed, or 2 where the command line was wrong."""
-    warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
-    try:
-        check_names(sys.argv[1:], Path(conf_dir()))
-    except KeelBenchError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    _hydra()
-    if SweepFolder.path is None:  # --help, --cfg and their like ran no job
-        return 0
-    _summarise(SweepFolder.path)
-    return 1 if told_failures(SweepFolder.path) else 0
+    return enter(_hydra, _summarise)
 
 
-def _summarise(sweep: Path) -> None:
-    """A table of all points, and of several points the alignment of every two."""
+def _summarise(sweep: Path) -> bool:
+    """A table of all points, and of several points the alignment of every two.
+
+    Returns:
+        Whether every point finished.
+    """
     from suite.flowlens.page import write_alignment_page
     from suite.flowlens.run import alignment_rows
     from suite.tables import read_table, write_table
@@ -59,7 +46,7 @@ def _summarise(sweep: Path) -> None:
     folders = sorted((f.parent for f in sweep.glob("*/flowlens.html")), key=lambda f: int(f.name))
     rows = [read_table(folder / "flowlens.parquet")[0] for folder in folders]
     if not rows:
-        return
+        return not told_failures(sweep)
     _print("FlowLens", [_shown(folder.name, row) for folder, row in zip(folders, rows, strict=True)])
     if len(rows) > 1:
         pairs = alignment_rows(folders, rows)
@@ -73,6 +60,7 @@ def _summarise(sweep: Path) -> None:
         print(f"Page: {write_alignment_page(sweep, names, pairs)}")
     for folder in folders:
         print(f"Page: {folder / 'flowlens.html'}")
+    return not told_failures(sweep)
 
 
 def _shown(number: str, row: dict[str, Any]) -> dict[str, str]:
