@@ -202,7 +202,9 @@ def _any_antlr() -> Iterator[None]:
         # Everything else that asks for versions, and is to be told the truth.
         import math_verify  # noqa: F401
 
-        importlib.metadata.version = lambda name: "4.11" if name == "antlr4-python3-runtime" else real(name)
+        importlib.metadata.version = lambda distribution_name: (
+            "4.11" if distribution_name == "antlr4-python3-runtime" else real(distribution_name)
+        )
         yield
     finally:
         importlib.metadata.version = real

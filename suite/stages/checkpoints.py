@@ -12,7 +12,7 @@ from typing import Any
 from eval.benchmarks import take
 from eval.judges import Judge
 from eval.metrics import safety_rates
-from eval.records import Prompt
+from eval.records import Prompt, Verdict
 from suite.cache import StageCache
 from suite.plan import BackendSpec, EvalSpec, VllmSpec
 from suite.stages.finetuning import Adapter
@@ -42,7 +42,7 @@ def safety_curve(
     rows: list[dict[str, Any]] = []
     for step, tuned in points:
         completions = complete(model, tuned, few, evaluation=evaluation, backend=backend, cache=cache)
-        verdicts = []
+        verdicts: list[Verdict] = []
         for name, (texts, entry) in completions.items():
             verdicts += judge_completions(judge, few[name], texts, entry.key, cache)[0]
         for name, rate in safety_rates(everything, verdicts).items():
