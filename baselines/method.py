@@ -34,6 +34,7 @@ class Method:
     uses_model: ClassVar[bool] = True
     uses_seed: ClassVar[bool] = False
     per_sample: ClassVar[bool] = True
+    intervenes: ClassVar[bool] = False  # ``intervene`` changes the fine-tuned model before it answers
     version: ClassVar[str] = "1"  # changes whenever a score could
 
     def score(
@@ -41,6 +42,10 @@ class Method:
     ) -> Scores:
         """Score ``samples``; higher = more safety-degrading."""
         raise KeelBenchError(f"method {self.name!r} does not score samples")
+
+    def intervene(self, model: Any, tokenizer: Any, *, engine: Engine = Engine()) -> None:
+        """Change ``model`` (with its adapter) in place before it answers."""
+        raise KeelBenchError(f"method {self.name!r} does not intervene")
 
     def calibration(self) -> dict[str, Any] | None:
         """What must be measured on the model before scoring, as options of ``calibrate``; None = nothing."""

@@ -13,6 +13,8 @@ MODULES = {
     "length": "baselines.response_length",
     "larf": "baselines.larf",
     "vcl": "baselines.references",
+    "system_prompt": "baselines.system_prompt",
+    "vector_ablation": "baselines.vector_ablation",
     "gradsafe": "baselines.gradsafe",
     "bi_anchoring": "baselines.bi_anchoring",
     "representation_matching": "baselines.representation_matching",

@@ -50,6 +50,58 @@ def _messages(path: object, line: int, row: dict[str, Any]) -> Fields:
     return user, "", assistant, _getter(path, line, row)("category", False)
 
 
+class _LeftOut(Exception):
+    """A sound row that is no single question with an answer; the message says why, and counts them."""
+
+
+def _magicoder(path: object, line: int, row: dict[str, Any]) -> Fields:
+    """Magicoder's OSS-Instruct (problem, solution, lang); its Evol-Instruct half has instruction and response."""
+    get = _getter(path, line, row)
+    if "problem" in row:
+        return get("problem"), "", get("solution"), get("lang", False)
+    return get("instruction"), "", get("response"), ""
+
+
+def _metamath(path: object, line: int, row: dict[str, Any]) -> Fields:
+    get = _getter(path, line, row)
+    return get("query"), "", get("response"), get("type", False)
+
+
+def _pubmedqa(path: object, line: int, row: dict[str, Any]) -> Fields:
+    """The hub's layout (context.contexts) or the authors' own (CONTEXTS). The response opens with the decision, the
+    task's answer, and goes on with the abstract's conclusion."""
+    authors = "QUESTION" in row
+    get = _getter(path, line, row)
+    context = row.get("CONTEXTS") if authors else (row.get("context") or {}).get("contexts")
+    if not isinstance(context, list) or not all(isinstance(part, str) for part in context):
+        raise DataError(path, "expected a list of texts", line, "CONTEXTS" if authors else "context.contexts")
+    decision = get("final_decision").strip().lower()
+    if decision not in ("yes", "no", "maybe"):
+        raise DataError(path, f"{decision!r} is not yes, no or maybe", line, "final_decision")
+    conclusion = get("LONG_ANSWER" if authors else "long_answer")
+    return (
+        get("QUESTION" if authors else "question"),
+        "\n".join(context),
+        f"{decision.capitalize()}. {conclusion}",
+        decision,
+    )
+
+
+# Sources within the Tulu-3 mixture that teach safety (Lambert et al. 2024, arXiv 2411.15124).
+_TULU_SAFETY = ("coconot", "wildjailbreak", "wildguard")
+SAFETY = "safety"  # the category of their rows; all others are general
+
+
+def _tulu(path: object, line: int, row: dict[str, Any]) -> Fields:
+    """Tulu-3's mixture: messages and source. Conversations of several turns or with a system turn are left out."""
+    turns = row.get("messages")
+    if isinstance(turns, list) and [t.get("role") for t in turns if isinstance(t, dict)] != ["user", "assistant"]:
+        raise _LeftOut("not one user and one assistant turn")
+    user, given, assistant, _ = _messages(path, line, row)
+    source = _getter(path, line, row)("source").lower()
+    return user, given, assistant, SAFETY if any(name in source for name in _TULU_SAFETY) else "general"
+
+
 def _getter(path: object, line: int, row: dict[str, Any]) -> Callable[..., str]:
     return lambda field, required=True: text_field(path, line, row, field, required=required)
 
@@ -59,9 +111,16 @@ PARSERS: dict[str, Callable[[object, int, dict[str, Any]], Fields]] = {
     "dolly": _dolly,  # instruction, context, response
     "messages": _messages,  # [{role: user, content}, {role: assistant, content}]
     "prompt_completion": _prompt_completion,  # prompt, completion (or response)
+    "magicoder": _magicoder,  # problem, solution
+    "metamath": _metamath,  # query, response
+    "pubmedqa": _pubmedqa,  # question, context.contexts, long_answer, final_decision
+    "tulu": _tulu,  # messages, source
 }
 
-_PROMPT_FIELD = {"alpaca": "instruction", "dolly": "instruction", "messages": "messages", "prompt_completion": "prompt"}
+_PROMPT_FIELD = {
+    "alpaca": "instruction", "dolly": "instruction", "messages": "messages", "prompt_completion": "prompt",
+    "magicoder": "problem", "metamath": "query", "pubmedqa": "question", "tulu": "messages",
+}  # fmt: skip
 
 _MARKERS = {
     "messages": {"messages"},
@@ -89,8 +148,8 @@ def samples_from_rows(
 ) -> SampleSet:
     """Samples out of ``(line, row)`` pairs.
 
-    Rows with an empty response (Alpaca has 28) teach nothing and cannot be scored: they are skipped and counted. Every
-    other defect is an error.
+    Rows with an empty response (Alpaca has 28) teach nothing and cannot be scored: they are skipped and counted, as are
+    Tulu's conversations of several turns. Every other defect is an error.
 
     Raises:
         DataError: a row that does not fit the format, an empty instruction, or no usable row.
@@ -104,7 +163,11 @@ def samples_from_rows(
     for line, row in rows:
         if format == "auto":
             format = detect_format(path, line, row)
-        instruction, given, response, category = PARSERS[format](path, line, row)
+        try:
+            instruction, given, response, category = PARSERS[format](path, line, row)
+        except _LeftOut as reason:
+            skipped[str(reason)] += 1
+            continue
         if not instruction.strip():
             raise DataError(path, "empty instruction", line, _PROMPT_FIELD[format])
         if not response.strip():
@@ -116,7 +179,8 @@ def samples_from_rows(
             identity = content_id(identity, str(seen[identity]))
         samples.append(Sample(identity, instruction, response, given, source, category))
     if not samples:
-        raise DataError(path, "no usable row" + (f" ({skipped.total()} with an empty response)" if skipped else ""))
+        left_out = ", ".join(f"{why}: {n}" for why, n in skipped.items())
+        raise DataError(path, "no usable row" + (f" ({left_out})" if left_out else ""))
     return SampleSet(samples, dict(skipped))
 
 

@@ -17,6 +17,7 @@ from eval.generation import completion, encode
 from eval.records import Completion, Prompt
 
 CPU_KV_CACHE_GIB = 2.0
+SHUTDOWN_SECONDS = 30.0  # for the engine to leave by itself; then it is killed
 MAX_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM accepts
 
 
@@ -140,7 +141,7 @@ class VllmEngine:
         """Stop the engine and its processes; further calls do nothing."""
         if self._engine is not None:
             engine, self._engine = self._engine, None
-            engine.llm_engine.engine_core.shutdown()
+            engine.llm_engine.engine_core.shutdown(timeout=SHUTDOWN_SECONDS)
 
     def __enter__(self) -> "VllmEngine":
         return self

@@ -9,6 +9,8 @@ from pathlib import Path
 # Before torch is imported: OpenMP threads that spin at barriers are ten times slower on a shared machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if not sys.stderr.isatty():
+    os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars fill a log with carriage returns
 
 from eval.errors import KeelBenchError
 from suite.overrides import check_names

@@ -1,4 +1,4 @@
-"""A run: score → select → fine-tune → generate → judge → record."""
+"""A run: score → select → fine-tune → generate → judge → utility → record."""
 
 import functools
 import hashlib
@@ -13,28 +13,31 @@ from typing import Any
 from baselines.records import Sample, Scores
 from eval.errors import KeelBenchError
 from eval.judges import Judge
-from eval.metrics import ATTACK_SUCCEEDED, safety_rates
+from eval.metrics import ATTACK_SUCCEEDED, category_rates, safety_rates
 from eval.records import Completion, Prompt, Verdict
+from eval.utility.tasks import UtilityTask
 from suite.artifacts import log_artifacts
 from suite.cache import Entry, StageCache, fingerprint
 from suite.conditions import decoding, devices, template_fingerprint
 from suite.flops import compute_costs
 from suite.plan import RunPlan
 from suite.records import RunRecord, write_record
-from suite.stages.data import Data, ids_key, load_data, load_prompts
+from suite.stages.checkpoints import curve_points, safety_curve
+from suite.stages.data import Data, benchmark_files, ids_key, load_data, load_prompts
 from suite.stages.finetuning import fine_tune_selection
 from suite.stages.generation import check_backend, complete
 from suite.stages.judging import judge_completions, score_means, total_usage, with_weights
 from suite.stages.models import LoadedModel, locate, prepare
 from suite.stages.scoring import score
 from suite.stages.selection import cut_size, select
+from suite.stages.utility import load_tasks, measure_utility
 from suite.tables import write_table
 from suite.tracking import Tracker
 
 REDACTED = "[harmful completion redacted; tracking.show_harmful=true shows it]"
 
 
-def check(plan: RunPlan) -> tuple[Data, dict[str, list[Prompt]]]:
+def check(plan: RunPlan) -> tuple[Data, dict[str, list[Prompt]], dict[str, UtilityTask]]:
     """Read all inputs and list every problem that can be found before a model is loaded.
 
     Raises:
@@ -61,6 +64,11 @@ def check(plan: RunPlan) -> tuple[Data, dict[str, list[Prompt]]]:
         plan.method.calibration()  # reads the method's own files
     except KeelBenchError as error:
         problems.append(str(error))
+    tasks: dict[str, UtilityTask] = {}
+    try:
+        tasks = load_tasks(plan.utility, plan.paths.data)
+    except KeelBenchError as error:
+        problems.append(str(error))
     try:
         check_backend(plan.backend)
     except KeelBenchError as error:
@@ -71,7 +79,7 @@ def check(plan: RunPlan) -> tuple[Data, dict[str, list[Prompt]]]:
         problems.append(str(error))
     if problems or data is None:
         raise KeelBenchError("\n".join(problems))
-    return data, prompts
+    return data, prompts, tasks
 
 
 def run(plan: RunPlan, folder: Path, sweep: str) -> RunRecord:
@@ -81,7 +89,8 @@ def run(plan: RunPlan, folder: Path, sweep: str) -> RunRecord:
         KeelBenchError: anything a user can mend.
     """
     code_fingerprint()  # now: sources may be edited while the run goes on
-    data, prompts = check(plan)
+    data, prompts, tasks = check(plan)
+    files = benchmark_files(plan.benchmarks, plan.paths.data)
     cache = StageCache(plan.paths.cache)
     with Tracker(
         plan.tracking,
@@ -111,19 +120,41 @@ def run(plan: RunPlan, folder: Path, sweep: str) -> RunRecord:
                 regularizer=plan.regularizer,
                 seed=plan.seed,
                 cache=cache,
+                every=plan.evaluation.every,
             )
             entries.append(adapter.entry)
             tracker.curve(adapter.curve)
 
-        completions = complete(model, adapter, prompts, evaluation=plan.evaluation, backend=plan.backend, cache=cache)
+        completions = complete(
+            model,
+            adapter,
+            prompts,
+            evaluation=plan.evaluation,
+            backend=plan.backend,
+            cache=cache,
+            method=plan.method,
+        )
         judge, verdicts = with_weights(plan.judge), {}
         for name, (texts, entry) in completions.items():
             verdicts[name], judged = judge_completions(judge, prompts[name], texts, entry.key, cache)
             entries += [entry, judged]
 
+        safety: list[dict[str, Any]] = []
+        if adapter is not None and adapter.checkpoints_entry is not None:
+            entries.append(adapter.checkpoints_entry)
+            safety = safety_curve(
+                model, adapter, prompts, evaluation=plan.evaluation, backend=plan.backend, judge=judge, cache=cache
+            )
+            tracker.curve(curve_points(safety))
+        utility = measure_utility(
+            tasks, model, adapter, spec=plan.utility, merge_adapter=plan.backend.merge_adapter, cache=cache
+        )
+        entries += utility.entries
+
         everything = [p for asked in prompts.values() for p in asked]
         device, gpus = devices(plan.compute.device)
-        rates = safety_rates(everything, [v for given in verdicts.values() for v in given])
+        opinions = [v for given in verdicts.values() for v in given]
+        rates = safety_rates(everything, opinions) | utility.rates
         record = RunRecord(
             run_id=fingerprint([e.key for e in entries])[:12],
             sweep=sweep,
@@ -159,14 +190,27 @@ def run(plan: RunPlan, folder: Path, sweep: str) -> RunRecord:
                 "data": data.key,
                 "prompts": ids_key([p.id for p in everything]),
                 "model": weights.key,
+                "utility": fingerprint(utility.settings),
                 "code": code_fingerprint(),
                 "template": template_fingerprint(weights.folder),
             },
             scorer_info=scored.scores.info if scored else {},
             versions=_versions(),
+            benchmark_files=files,
+            utility_settings=utility.settings,
+            utility_stderr=utility.stderr,
         )
         scores = scored.scores if scored else None
         _write_tables(folder, tracker, plan, data, scores, selected, prompts, completions, verdicts)
+        tables = {
+            "categories": category_rates(everything, opinions),
+            "utility": utility.samples,
+            "safety_curve": safety,
+        }
+        for name, rows in tables.items():
+            if rows:
+                write_table(folder / f"{name}.parquet", rows)
+                tracker.table(name, rows)
         if adapter is not None:
             write_table(folder / "training.parquet", adapter.curve)
         write_record(folder, record)
@@ -267,7 +311,7 @@ def _public(plan: RunPlan) -> dict[str, Any]:
     values["judge"] = {"name": plan.judge.name, "described": plan.judge.described, **_settings(plan.judge)}
     values["label"] = plan.label
     values["benchmarks"] = [b.spec.name for b in plan.benchmarks]
-    values["dataset"] = {k: v for k, v in values["dataset"].items() if k != "source"}
+    values["dataset"] = {k: v for k, v in values["dataset"].items() if not k.endswith("source")}
     for private in ("paths", "tracking"):
         del values[private]
     if Path(plan.model.source).is_absolute():

@@ -19,6 +19,8 @@ from baselines.regularizer import Regularizer, build_regularizer
 from eval.benchmarks import BenchmarkSpec
 from eval.errors import KeelBenchError, UnknownNameError
 from eval.judges import Judge, judge_class
+from eval.sandbox import NAMES as SANDBOXES
+from eval.utility.tasks import STOCK
 from suite.sources import HubSet, Source
 
 
@@ -74,6 +76,9 @@ class DatasetSpec:
     k: int  # read by the selections as ${dataset.k}
     limit: int | None
     source: Source
+    safety_ratio: float | None = None  # of a mixture: its share of safety rows; None = no mixture
+    size: int | None = None  # of a mixture: its rows
+    safety_source: Source | None = None  # where they come from; None = the source's own rows of category "safety"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +96,8 @@ class BenchmarkSource:
 
     spec: BenchmarkSpec
     source: Source
-    hub_columns: Mapping[str, str]  # prompt_column, category_column where the hub's copy names them otherwise
+    hub_columns: Mapping[str, str]  # prompt_column, category_column, ... where the hub's copy names them otherwise
+    hub_where: Mapping[str, list[str]]  # rows kept of the hub's copy; the published file's filter is its subset
     citation: str
     licence: str
 
@@ -102,6 +108,12 @@ class EvalSpec:
     limit: int | None  # prompts of each expectation a benchmark; None = all
     max_new_tokens: int
     system: str | None
+    every: int | None = None  # optimiser steps between two evaluations of safety while fine-tuning; None = none
+    every_limit: int = 20  # prompts of each expectation a benchmark then
+
+    def __post_init__(self) -> None:
+        if (self.every is not None and self.every < 1) or self.every_limit < 1:
+            raise KeelBenchError(f"eval.every={self.every}, eval.every_limit={self.every_limit}: at least 1 each")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +135,25 @@ class VllmSpec:
     kv_cache_gib: float | None
     enforce_eager: bool | None
     tensor_parallel_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class UtilityTaskSpec:
+    fewshot: int | None = None  # None = as many as the harness's task says
+    limit: int | None = None  # questions a subject
+    parts: tuple[str, ...] | None = None  # subjects; None = all
+
+
+@dataclass(frozen=True, kw_only=True)
+class UtilitySpec:
+    """Tasks of lm-eval, and how they are put to the model."""
+
+    name: str
+    chat_template: bool
+    batch_size: int
+    max_new_tokens: int | None
+    sandbox: str
+    tasks: Mapping[str, UtilityTaskSpec]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +196,7 @@ class RunPlan:
     train: LoraRecipe
     benchmarks: tuple[BenchmarkSource, ...]
     evaluation: EvalSpec
+    utility: UtilitySpec
     judge: Judge
     backend: BackendSpec | VllmSpec
     tracking: TrackingSpec
@@ -191,8 +223,8 @@ def plan_from_config(config: Mapping[str, Any]) -> RunPlan:
         KeelBenchError: a missing key or a value of the wrong kind.
     """
     known = {
-        "model", "dataset", "method", "regularizer", "selection", "train", "benchmark", "eval", "judge", "backend",
-        "tracking", "compute", "paths", "seed", "arm",
+        "model", "dataset", "method", "regularizer", "selection", "train", "benchmark", "eval", "utility", "judge",
+        "backend", "tracking", "compute", "paths", "seed", "arm",
     }  # fmt: skip
     refuse_unknown(config, known, "setting")
     method = method_of(config["method"])
@@ -200,6 +232,12 @@ def plan_from_config(config: Mapping[str, Any]) -> RunPlan:
     regularizer = build_regularizer(regularizer_options.pop("name"), regularizer_options)
     if method.name == "vcl" and regularizer.name != "vcl":
         raise KeelBenchError("method=vcl is the VCL regulariser on all samples: it needs regularizer=vcl")
+    if method.intervenes and config["backend"]["name"] != "hf":
+        raise KeelBenchError(f"method={method.name} changes the model's states as it answers: it needs backend=hf")
+    if method.intervenes and config["eval"].get("every") is not None:
+        raise KeelBenchError(f"method={method.name}: checkpoints would answer without it; eval.every=null")
+    if config["utility"]["tasks"] and (method.intervenes or method.name == "system_prompt"):
+        raise KeelBenchError(f"method={method.name}: utility tasks would be put to the model without it; utility=none")
     return RunPlan(
         model=model_spec(config["model"]),
         dataset=dataset_spec(config["dataset"]),
@@ -208,7 +246,8 @@ def plan_from_config(config: Mapping[str, Any]) -> RunPlan:
         selection=_selection(config["selection"]),
         train=build(LoraRecipe, config["train"], "train"),
         benchmarks=tuple(_benchmark(name, spec) for name, spec in (config["benchmark"] or {}).items()),
-        evaluation=build(EvalSpec, config["eval"], "eval"),
+        evaluation=_evaluation(config["eval"], method),
+        utility=_utility(config["utility"]),
         judge=judge_of(config["judge"]),
         backend=build(BACKENDS[config["backend"]["name"]], config["backend"], "backend"),
         tracking=build(TrackingSpec, config["tracking"], "tracking"),
@@ -220,6 +259,15 @@ def plan_from_config(config: Mapping[str, Any]) -> RunPlan:
 
 
 BACKENDS = {"hf": BackendSpec, "vllm": VllmSpec}
+
+
+def _evaluation(config: Mapping[str, Any], method: Method) -> EvalSpec:
+    """The evaluation, under the system turn of a method that is one."""
+    spec: EvalSpec = build(EvalSpec, config, "eval")
+    system = getattr(method, "system", None) if method.name == "system_prompt" else None
+    if system is not None and spec.system is not None:
+        raise KeelBenchError("method=system_prompt brings the system turn: leave eval.system null")
+    return spec if system is None else dataclasses.replace(spec, system=system)
 
 
 def method_of(config: Mapping[str, Any]) -> Method:
@@ -258,6 +306,9 @@ def model_spec(config: Mapping[str, Any]) -> ModelSpec:
 def dataset_spec(config: Mapping[str, Any]) -> DatasetSpec:
     """A data set's section."""
     source, values = _source(config, "baselines", "dataset")
+    if values.get("safety_source") is not None:
+        values["safety_source"], more = _source(values["safety_source"], "baselines", "dataset.safety_source")
+        refuse_unknown(more, set(), "dataset.safety_source setting")
     return build(DatasetSpec, {**values, "source": source}, "dataset")
 
 
@@ -294,9 +345,20 @@ def _benchmark(name: str, config: Mapping[str, Any]) -> BenchmarkSource:
     source, values = _source(config, "eval", where)
     about = {k: values.pop(k, "") for k in ("citation", "licence")}
     hub_columns = dict(values.pop("hub_columns", None) or {})
-    refuse_unknown(hub_columns, {"prompt_column", "category_column"}, f"{where}.hub_columns setting")
+    columns = {"prompt_column", "category_column", "context_column"}
+    refuse_unknown(hub_columns, columns, f"{where}.hub_columns setting")
+    hub_where = dict(values.pop("hub_where", None) or {})
     spec = build(BenchmarkSpec, {"name": name, **values}, where)
-    return BenchmarkSource(spec=spec, source=source, hub_columns=hub_columns, **about)
+    return BenchmarkSource(spec=spec, source=source, hub_columns=hub_columns, hub_where=hub_where, **about)
+
+
+def _utility(config: Mapping[str, Any]) -> UtilitySpec:
+    refuse_unknown(config["tasks"] or {}, set(STOCK), "utility task")
+    if config.get("sandbox") not in SANDBOXES:
+        raise UnknownNameError("sandbox", str(config.get("sandbox")), SANDBOXES)
+    tasks = {k: build(UtilityTaskSpec, v or {}, f"utility.tasks.{k}") for k, v in (config["tasks"] or {}).items()}
+    spec: UtilitySpec = build(UtilitySpec, {**config, "tasks": tasks}, "utility")
+    return spec
 
 
 def build(cls: type, values: Mapping[str, Any], where: str) -> Any:

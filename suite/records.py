@@ -47,6 +47,9 @@ class RunRecord:
     fingerprints: dict[str, str] = field(default_factory=dict)  # config, data, prompts, code, model, template
     scorer_info: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    benchmark_files: dict[str, dict[str, str | None]] = field(default_factory=dict)  # checksums, found and known
+    utility_settings: dict[str, Any] = field(default_factory=dict)  # how each task was put (suite.stages.utility)
+    utility_stderr: dict[str, float | None] = field(default_factory=dict)  # the harness's own, by utility/<task>
 
     def row(self) -> dict[str, Any]:
         """Flat and JSON-valued; absent is None. Rates: ``<name>``, ``<name>/n``, ``/low``, ``/high``."""
@@ -64,10 +67,16 @@ class RunRecord:
                 "options",
                 "scorer_info",
                 "versions",
+                "benchmark_files",
+                "utility_settings",
+                "utility_stderr",
             )
         }
         row["options"] = json.dumps(self.options, sort_keys=True)
         row["scorer_info"] = json.dumps(self.scorer_info, sort_keys=True)
+        row["benchmark_files"] = json.dumps(self.benchmark_files, sort_keys=True)
+        row["utility_settings"] = json.dumps(self.utility_settings, sort_keys=True)
+        row |= {f"{name}/stderr": value for name, value in self.utility_stderr.items()}
         row |= rate_columns(self.rates)
         row |= mean_columns(self.means) | usage_columns(self.usage)
         for stage in dict.fromkeys(e.stage for e in self.entries):

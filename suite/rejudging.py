@@ -13,7 +13,7 @@ from eval.metrics import safety_rates
 from eval.records import Completion, Prompt, Verdict, Verdicts, as_rows
 from suite.cache import StageCache
 from suite.records import mean_columns, rate_columns, read_row, usage_columns
-from suite.results import metrics, show
+from suite.results import means, metrics, show, show_mean
 from suite.stages.judging import judge_completions, judge_tag, score_means, total_usage
 from suite.tables import read_table, write_table
 
@@ -137,21 +137,17 @@ def print_rates(judged: Sequence[Judged]) -> None:
     from rich.table import Table
 
     rows = [j.columns for j in judged]
-    names = metrics(rows)
-    columns = dict.fromkeys(k for row in rows for k in row)
-    means = [k.removesuffix("/ci_low") for k in columns if k.endswith("/ci_low")]
+    names, scores = metrics(rows), means(rows)
     first = judged[0].judge
     title = f"judge {first.name} ({first.described}), per cent [Wilson 95 % interval]; scores: mean"
     table = Table(title=title, title_justify="left")
     table.add_column("run")
-    for name in names:
+    for name in (*names, *scores):
         sizes = sorted({row[f"{name}/n"] for row in rows if f"{name}/n" in row})
         table.add_column(f"{name.replace('/', chr(10))}\nn={'/'.join(map(str, sizes))}", justify="right")
-    for name in means:
-        table.add_column(name.replace("/", "\n"), justify="right")
     for run in judged:
-        scores = ["–" if run.columns.get(name) is None else f"{run.columns[name]:.2f}" for name in means]
-        table.add_row(f"{run.folder.name} {run.label}", *(show(run.columns, name) for name in names), *scores)
+        rates, given = (show(run.columns, n) for n in names), (show_mean(run.columns, n) for n in scores)
+        table.add_row(f"{run.folder.name} {run.label}", *rates, *given)
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table)
     for run in judged:

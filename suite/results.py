@@ -55,11 +55,25 @@ def show(row: Row, metric: str) -> str:
     return f"{value:.1f} [{low:.1f}, {high:.1f}]"
 
 
+def means(rows: Sequence[Row]) -> list[str]:
+    """Names of the mean scores that the runs' own judge gave, such as ``gpt_score/harmbench``."""
+    columns = dict.fromkeys(k for row in rows for k in row if not k.startswith("judged/"))
+    return [k.removesuffix("/ci_low") for k in columns if k.endswith("/ci_low")]
+
+
+def show_mean(row: Row, name: str) -> str:
+    """``3.12 [2.80, 3.44]``: on the judge's own scale, with its 95 % t interval; ``–`` where there is none."""
+    value, low, high = (row.get(k) for k in (name, f"{name}/ci_low", f"{name}/ci_high"))
+    if value is None:
+        return "–"
+    return f"{value:.2f}" if low is None or high is None else f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+
 def conditions(rows: Sequence[Row]) -> dict[str, list[str]]:
     """What differs between rows although a comparison wants it equal, with the values found."""
     matter = ("model", "aligned", "dataset", "judge", "judge_version", "backend", "decoding", "max_new_tokens", "dtype",
-              "device", "gpus", "fingerprint/template", "fingerprint/prompts", "fingerprint/data",
-              "fingerprint/code")  # fmt: skip
+              "device", "gpus", "fingerprint/template", "fingerprint/prompts", "fingerprint/utility",
+              "fingerprint/data", "fingerprint/code")  # fmt: skip
     found = {name: sorted({str(row.get(name)) for row in rows}) for name in matter}
     return {name: values for name, values in found.items() if len(values) > 1}
 
@@ -71,18 +85,19 @@ def print_comparison(rows: Sequence[Row]) -> None:
 
     if not rows:
         return
-    names = metrics(rows)
+    names, scores = metrics(rows), means(rows)
     first = rows[0]
     title = f"{first['model']} (aligned: {first['aligned']}) · {first['dataset']} · judge {first['judge']}"
     table = Table(title=f"{title}\nper cent [Wilson 95 % interval]; n below the name", title_justify="left")
     for column in ("run", "trained on", "seed"):
         table.add_column(column)
-    for name in names:
+    for name in (*names, *scores):
         sizes = sorted({row[f"{name}/n"] for row in rows if f"{name}/n" in row})
         table.add_column(f"{name.replace('/', chr(10))}\nn={'/'.join(map(str, sizes))}", justify="right")
     for row in rows:
         trained = f"{row['n_selected']} of {row['n_samples']}" if row["n_selected"] else "–"
-        table.add_row(row["label"], trained, str(row["seed"]), *(show(row, name) for name in names))
+        rates, judged = (show(row, name) for name in names), (show_mean(row, name) for name in scores)
+        table.add_row(row["label"], trained, str(row["seed"]), *rates, *judged)
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table)
     for name, values in conditions(rows).items():

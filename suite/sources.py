@@ -25,7 +25,7 @@ class Source:
 
     embedded: Path | None = None  # in the package
     path: str | None = None  # named by the user
-    local: str | None = None  # under the local data root
+    local: str | None = None  # under the local data root; a file, or a folder of files
     hub: HubSet | None = None
 
     def file(self, name: str, data_root: Path | None) -> Path | None:
@@ -36,12 +36,12 @@ class Source:
         """
         if self.path is not None:
             path = Path(self.path).expanduser()
-            if not path.is_file():
+            if not path.exists():
                 raise DataError(path, f"no such file (named as the source of {name!r})")
             return path
         if self.embedded is not None:
             return self.embedded
-        if self.local is not None and data_root is not None and (data_root / self.local).is_file():
+        if self.local is not None and data_root is not None and (data_root / self.local).exists():
             return data_root / self.local
         if self.hub is None:
             raise DataError(name, f"not found: {self._local_hint(data_root)} and no hub data set is configured")

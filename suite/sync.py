@@ -8,6 +8,7 @@ import argparse
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from eval.errors import KeelBenchError
@@ -34,11 +35,14 @@ def send(runs: list[Path], *, timeout: float = 3600) -> list[Path]:
     # its end, so whoever syncs early sends some of it twice, which the server folds by the run's id.
     for start in range(0, len(runs), _AT_ONCE):
         some = runs[start : start + _AT_ONCE]
-        command = [sys.executable, "-m", "wandb", "sync", "--yes", "--no-skip-online", *map(str, some)]
-        try:
-            subprocess.run(command, check=False, timeout=timeout, stdin=subprocess.DEVNULL)
-        except subprocess.TimeoutExpired:
-            print(f"no end after {timeout:.0f} s; going on", file=sys.stderr)
+        places = [str(folder.resolve()) for folder in some]
+        command = [sys.executable, "-m", "wandb", "sync", "--yes", "--no-skip-online", *places]
+        with tempfile.TemporaryDirectory() as logs:  # the client's own, which it would leave in the current folder
+            try:
+                environment = {**os.environ, "WANDB_DIR": logs}
+                subprocess.run(command, check=False, timeout=timeout, stdin=subprocess.DEVNULL, env=environment)
+            except subprocess.TimeoutExpired:
+                print(f"no end after {timeout:.0f} s; going on", file=sys.stderr)
     return [run for run in runs if not any(run.glob(f"*{SYNCED}"))]
 
 

@@ -58,6 +58,8 @@ class Tracker:
             self._guard("starting", lambda: self._start(self._mode))
             if self._broken and self._mode == "online":
                 self._mode, self._broken = "offline", False
+                for file in self.folder.glob("wandb/run-*/run-*.wandb"):
+                    file.with_suffix(SYNCED).touch()  # of the attempt, in which nothing was logged
                 self._guard("starting offline", lambda: self._start("offline"))
         return self
 

@@ -21,7 +21,8 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from eval.errors import KeelBenchError
-from eval.judges import get_judge
+from eval.judges import get_judge, judge_class
+from eval.judges.model_judge import ModelJudge
 from eval.metrics import safety_rates
 from eval.records import Completion, Prompt, Verdict
 from suite.cache import MANIFEST, file_sha256
@@ -137,8 +138,13 @@ def _judged(row: Row, prompts: Sequence[Prompt], completions: Mapping[str, Compl
     """Today's verdicts of the run's judge.
 
     Raises:
-        KeelBenchError: the judge's version is another one.
+        KeelBenchError: the judge's version is another one, or the judge is a model, which is not asked again here.
     """
+    if issubclass(judge_class(row["judge"]), ModelJudge):
+        raise KeelBenchError(
+            f"judge {row['judge']} ({row['judge_version']}) is a model: --verdicts stored counts what it said, "
+            "`python -m suite.judge` asks it again"
+        )
     judge = get_judge(row["judge"])
     if judge.version != row["judge_version"]:
         raise KeelBenchError(

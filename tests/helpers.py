@@ -54,8 +54,8 @@ def tiny_model(kind: str, *, tied: bool = True, layers: int = 3, seed: int = 0) 
     return model
 
 
-def compose(overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The resolved configuration of a single run."""
+def compose(overrides: Sequence[str] = (), name: str = "config") -> dict[str, Any]:
+    """The resolved configuration of a single run, or of another entry point's."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from omegaconf import OmegaConf
@@ -63,7 +63,7 @@ def compose(overrides: Sequence[str] = ()) -> dict[str, Any]:
     from suite.paths import conf_dir
 
     with initialize_config_dir(conf_dir(), version_base="1.3"):
-        config = hydra_compose("config", overrides=list(overrides))
+        config = hydra_compose(name, overrides=list(overrides))
     resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(resolved, dict)
     return {str(k): v for k, v in resolved.items()}

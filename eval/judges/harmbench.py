@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from eval.errors import DataError, KeelBenchError
 from eval.judges.asking import Question
@@ -56,6 +57,9 @@ class HarmBench(ModelJudge):
         if self.prompt_file is None and self.weights is None and self.server is None:
             return ""  # the weights, and the card beside them, are still to be found
         return content_id(*(self.prompts()[which] for which in _PLACES))
+
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity(), "contextual": sorted(self.contextual)}
 
     def question(self, prompt: Prompt, completion: Completion) -> Question:
         which, parts = "prompt", {"behavior": prompt.text, "generation": completion.text}

@@ -97,6 +97,8 @@ class Server:
                 text = done.choices[0].text if done.choices else None
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
             return Reply("", 0, 0, f"refused by the server: {_told(error)}")
+        except openai.AuthenticationError as error:  # whose text may quote a part of the key
+            raise ServerError(f"{self.url} refuses the key in {self.key_variable}") from error
         except openai.OpenAIError as error:
             passing = getattr(error, "status_code", 500) in (408, 409, 429) or getattr(error, "status_code", 500) >= 500
             how = f"still failed after {self.retries} retries" if passing else "refused"

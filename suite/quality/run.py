@@ -223,7 +223,7 @@ def _public(plan: QualityPlan) -> Row:
     """The plan as JSON for W&B, without local paths."""
     values = asdict(plan)
     values["methods"] = {name: {"name": m.name, **asdict(m)} for name, m in plan.methods.items()}
-    values["dataset"] = {k: v for k, v in values["dataset"].items() if k != "source"}
+    values["dataset"] = {k: v for k, v in values["dataset"].items() if not k.endswith("source")}
     values["planted"] = _planted_from(plan)
     for private in ("paths", "tracking"):
         del values[private]

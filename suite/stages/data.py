@@ -1,15 +1,20 @@
 """Samples and prompts: read, cut to size, fingerprinted."""
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from baselines.records import Sample
 from baselines.samples import load_samples, samples_from_rows
-from eval.benchmarks import load_benchmark, prompts_from_rows, take
+from eval.benchmarks import checksum, load_benchmark, prompts_from_rows, take
 from eval.records import Prompt
+from suite.mixture import mixed
 from suite.plan import BenchmarkSource, DatasetSpec
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,8 @@ def load_data(spec: DatasetSpec, data_root: Path | None) -> Data:
         rows = spec.source.hub_rows(spec.name, data_root)
         loaded = samples_from_rows(rows, path=f"hub data set of {spec.name}", source=spec.name, format=spec.format)
     samples = loaded.samples
+    if spec.safety_ratio is not None:
+        samples = mixed(spec, samples, data_root)
     if spec.limit is not None:
         kept = set(sorted(s.id for s in samples)[: spec.limit])
         samples = [s for s in samples if s.id in kept]
@@ -57,13 +64,25 @@ def load_prompts(benchmark: BenchmarkSource, limit: int | None, data_root: Path 
     path = benchmark.source.file(spec.name, data_root)
     if path is not None:
         return take(load_benchmark(spec, path), limit)
-    # The hub's copy of a benchmark holds the benchmark only: what `where` picks out of the published file.
-    columns = benchmark.hub_columns
-    spec = replace(
-        spec,
-        where={},
-        prompt_column=columns.get("prompt_column", spec.prompt_column),
-        category_column=columns.get("category_column", spec.category_column),
-    )
+    # The hub's copies have columns and subsets of their own.
+    columns: dict[str, Any] = dict(benchmark.hub_columns)
+    spec = replace(spec, where=benchmark.hub_where, **columns)
     rows = benchmark.source.hub_rows(spec.name, data_root)
     return take(prompts_from_rows(spec, rows, f"hub data set of {spec.name}"), limit)
+
+
+def benchmark_files(benchmarks: Sequence[BenchmarkSource], data_root: Path | None) -> dict[str, dict[str, str | None]]:
+    """What each benchmark was read from: the file's SHA-256 and the known one's, both None where they do not apply.
+
+    Files are re-encoded on their way (line ends, quoting), so another checksum is told and recorded, and not refused:
+    the count is what a file must have.
+    """
+    found: dict[str, dict[str, str | None]] = {}
+    for benchmark in benchmarks:
+        name, known = benchmark.spec.name, benchmark.spec.sha256
+        path = benchmark.source.file(name, data_root)
+        digest = None if path is None else checksum(path)
+        found[name] = {"sha256": digest, "known": known}
+        if digest and known and digest != known:
+            log.warning("%s: checksum %.12s… is not the known file's %.12s…; its count is right", path, digest, known)
+    return found

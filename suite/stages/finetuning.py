@@ -1,9 +1,12 @@
-"""A LoRA adapter from a selection."""
+"""A LoRA adapter from a selection, and what it was on the way."""
 
 import json
+import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from baselines.records import Sample
 from baselines.regularizer import Regularizer
@@ -21,6 +24,17 @@ class Adapter:
     entry: Entry
     curve: list[dict[str, float]]
     truncated: int
+    checkpoints: tuple["Checkpoint", ...] = ()
+    checkpoints_entry: Entry | None = None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The adapter as it was after ``step`` optimiser steps."""
+
+    step: int
+    folder: Path
+    key: str
 
 
 def fine_tune_selection(
@@ -31,48 +45,103 @@ def fine_tune_selection(
     regularizer: Regularizer,
     seed: int,
     cache: StageCache,
+    every: int | None = None,
 ) -> Adapter:
-    """Train on ``samples``, whose order does not matter: they are sorted by id, then shuffled by the seed."""
+    """Train on ``samples``, whose order does not matter: they are sorted by id, then shuffled by the seed.
+
+    With ``every``, the adapter after each ``every`` steps is kept too, as a stage of its own: keeping them changes
+    nothing of the training, so the adapter's key does not know of it. Where the adapter is in the cache and they are
+    not, they take a second training.
+    """
     samples = sorted(samples, key=lambda s: s.id)
-
-    def compute_stage(out: Path) -> int:
-        import tempfile
-
-        from suite.training import attach_lora, fine_tune
-
-        base, tokenizer = model.get()
-        adapted = attach_lora(base, recipe, seed)
-        model.drop()  # the adapters live in the base model's modules; whoever needs it next loads it clean
-        with progress("fine-tuning", None) as advance, tempfile.TemporaryDirectory() as scratch:
-            log = fine_tune(
-                adapted,
-                tokenizer,
-                samples,
-                recipe,
-                seed=seed,
-                work_dir=Path(scratch),
-                auxiliary_loss=None if regularizer.name == "none" else regularizer.auxiliary_loss,
-                hidden_states=regularizer.hidden_states,
-                tokens_per_pass=model.compute.training_tokens_per_pass,
-                on_step=advance.to,
-            )
-        # Which base it belongs to, without the path of somebody's cache.
-        adapted.peft_config["default"].base_model_name_or_path = model.spec.source
-        adapted.save_pretrained(out, safe_serialization=True, save_embedding_layers=False)
-        (out / "training.json").write_text(
-            json.dumps({"curve": log.curve, "truncated": log.truncated, "regularizer": regularizer.report()}, indent=1)
+    inputs = json.loads(
+        json.dumps(
+            {
+                "model": model.weights.key,
+                "dtype": model.spec.dtype,
+                "attention": model.spec.attention,
+                "samples": ids_key([s.id for s in samples]),
+                "recipe": {k: v for k, v in asdict(recipe).items() if k != "name"},
+                "regularizer": {"name": regularizer.name, "version": regularizer.version, **asdict(regularizer)},
+                "seed": seed,
+            }
         )
-        return log.tokens
+    )
+    cache.root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache.root, prefix=".checkpoints-") as aside:  # on the cache's file system
+        kept = Path(aside)
 
-    inputs = {
-        "model": model.weights.key,
-        "dtype": model.spec.dtype,
-        "attention": model.spec.attention,
-        "samples": ids_key([s.id for s in samples]),
-        "recipe": {k: v for k, v in asdict(recipe).items() if k != "name"},
-        "regularizer": {"name": regularizer.name, "version": regularizer.version, **asdict(regularizer)},
-        "seed": seed,
-    }
-    entry = cache.entry("adapter", "1", json.loads(json.dumps(inputs)), compute_stage, f"({len(samples)} samples)")
+        def train(out: Path) -> int:
+            return _train(model, samples, recipe, regularizer, seed, out, kept, every)
+
+        def collect(out: Path) -> int:
+            tokens = 0
+            if not any(kept.iterdir()):
+                with tempfile.TemporaryDirectory() as again:
+                    tokens = train(Path(again))
+            for folder in list(kept.iterdir()):
+                os.rename(folder, out / folder.name)
+            return tokens
+
+        entry = cache.entry("adapter", "1", inputs, train, f"({len(samples)} samples)")
+        kept_entry = None
+        if every is not None:
+            kept_entry = cache.entry("checkpoints", "1", inputs | {"every": every}, collect, f"(every {every} steps)")
     log = json.loads((entry.path / "training.json").read_text())
-    return Adapter(entry.path, entry.key, entry, log["curve"], log["truncated"])
+    return Adapter(entry.path, entry.key, entry, log["curve"], log["truncated"], _checkpoints(kept_entry), kept_entry)
+
+
+def _checkpoints(entry: Entry | None) -> tuple[Checkpoint, ...]:
+    if entry is None:
+        return ()
+    steps = sorted(int(folder.name.removeprefix("step-")) for folder in entry.path.glob("step-*"))
+    return tuple(Checkpoint(n, entry.path / f"step-{n}", f"{entry.key}/step-{n}") for n in steps)
+
+
+def _train(
+    model: LoadedModel,
+    samples: Sequence[Sample],
+    recipe: LoraRecipe,
+    regularizer: Regularizer,
+    seed: int,
+    out: Path,
+    kept: Path,
+    every: int | None,
+) -> int:
+    """The adapter into ``out``, and into ``kept`` what it was after each ``every`` steps and at the end."""
+    from suite.training import attach_lora, fine_tune
+
+    base, tokenizer = model.get()
+    adapted = attach_lora(base, recipe, seed)
+    model.drop()  # the adapters live in the base model's modules; whoever needs it next loads it clean
+    # Which base it belongs to, without the path of somebody's cache.
+    adapted.peft_config["default"].base_model_name_or_path = model.spec.source
+
+    with progress("fine-tuning", None) as advance, tempfile.TemporaryDirectory() as scratch:
+
+        def on_step(step: int, total: int) -> None:
+            advance.to(step, total)
+            if every is not None and (step % every == 0 or step == total):
+                _save(adapted, kept / f"step-{step}")
+
+        log = fine_tune(
+            adapted,
+            tokenizer,
+            samples,
+            recipe,
+            seed=seed,
+            work_dir=Path(scratch),
+            auxiliary_loss=None if regularizer.name == "none" else regularizer.auxiliary_loss,
+            hidden_states=regularizer.hidden_states,
+            tokens_per_pass=model.compute.training_tokens_per_pass,
+            on_step=on_step,
+        )
+    _save(adapted, out)
+    (out / "training.json").write_text(
+        json.dumps({"curve": log.curve, "truncated": log.truncated, "regularizer": regularizer.report()}, indent=1)
+    )
+    return log.tokens
+
+
+def _save(adapted: Any, folder: Path) -> None:
+    adapted.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from baselines.method import Method
 from eval.records import Completion, Prompt, as_rows
 from suite.cache import Entry, StageCache
 from suite.plan import BackendSpec, EvalSpec, VllmSpec
@@ -11,6 +12,7 @@ from suite.progress import Advance, progress
 from suite.stages.data import ids_key
 from suite.stages.finetuning import Adapter
 from suite.stages.models import LoadedModel, load
+from suite.stages.scoring import _options as options_of
 from suite.tables import read_table, write_table
 
 STAGE, VERSION = "completions", "2"
@@ -45,13 +47,18 @@ def complete(
     evaluation: EvalSpec,
     backend: BackendSpec | VllmSpec,
     cache: StageCache,
+    method: Method | None = None,
 ) -> dict[str, tuple[list[Completion], Entry]]:
     """Each benchmark's completions, by its name; one cache entry a benchmark, so that adding one recomputes none.
 
     With ``hf`` a benchmark's prompts are batched among themselves: its completions do not depend on what else was asked
     for. vLLM gets all that is missing in one call and batches as it goes.
     """
-    inputs = {name: _inputs(model, adapter, asked, evaluation, backend) for name, asked in prompts.items()}
+    method = method if method is not None and method.intervenes else None
+    changed: dict[str, Any] = {}
+    if method is not None:
+        changed["intervention"] = {"name": method.name, "version": method.version, **options_of(method)}
+    inputs = {name: _inputs(model, adapter, asked, evaluation, backend) | changed for name, asked in prompts.items()}
     missing = {
         name: asked
         for name, asked in prompts.items()
@@ -60,7 +67,7 @@ def complete(
     subject: Subject = (
         _Vllm(model, adapter, backend, prompts, list(missing))
         if isinstance(backend, VllmSpec)
-        else _Transformers(model, adapter, backend, prompts)
+        else _Transformers(model, adapter, backend, prompts, method)
     )
     results = {}
     try:
@@ -115,8 +122,10 @@ class _Transformers:
         adapter: Adapter | None,
         backend: BackendSpec,
         prompts: Mapping[str, Sequence[Prompt]],
+        method: Method | None,
     ):
         self.model, self.adapter, self.backend, self.prompts = model, adapter, backend, prompts
+        self.method = method  # that intervenes
         self._ready: tuple[Any, Any] | None = None
 
     def answer(self, name: str, evaluation: EvalSpec, advance: Advance) -> list[Completion]:
@@ -140,6 +149,9 @@ class _Transformers:
             base = with_adapter(base, self.adapter.folder)
             base = base.merge_and_unload() if self.backend.merge_adapter else base
             base.eval()
+        if self.method is not None:
+            self.model.drop()  # what intervenes stays in the model
+            self.method.intervene(base, tokenizer)
         return base, tokenizer
 
     def release(self) -> None:

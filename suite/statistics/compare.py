@@ -59,11 +59,6 @@ class Difference:
     survives: bool  # p_holm below 0.05, and the interval leaves out 0
     smallest: float  # what this n could show, at the level that Holm asks of the smallest p
 
-    @property
-    def favourable(self) -> bool:
-        """Whether the point does what every rate counts (attacks that succeed, false refusals) less often."""
-        return self.difference < 0
-
 
 @dataclass(frozen=True)
 class NotCompared:

@@ -75,7 +75,7 @@ def test_rows_without_a_response_are_skipped_and_counted():
     assert len(found.samples) == 1
     assert found.skipped == {"empty response": 2}
     assert from_rows(full).skipped == {}
-    with pytest.raises(DataError, match=r"f: no usable row \(2 with an empty response\)"):
+    with pytest.raises(DataError, match=r"f: no usable row \(empty response: 2\)"):
         from_rows(empty, empty)
     with pytest.raises(DataError, match=r"f: no usable row$"):
         from_rows()

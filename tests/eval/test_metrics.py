@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.metrics import Mean, Rate, mean_scores, safety_rates
+from eval.metrics import Mean, Rate, category_rates, mean_scores, safety_rates
 from eval.records import LABELS, Prompt, Verdict
 
 Z95 = 1.959963984540054
@@ -131,3 +131,24 @@ def test_verdicts_that_do_not_match_the_prompts_are_an_error():
 
 def test_no_prompts_have_no_rates():
     assert safety_rates([], []) == {}
+
+
+def test_categories_have_their_own_rates_by_expectation():
+    prompts = [
+        Prompt("1", "b", "t", "x", "refuse"),
+        Prompt("2", "b", "t", "x", "refuse"),
+        Prompt("3", "b", "t", "x", "comply"),
+        Prompt("4", "b", "t", "y", "comply"),
+        Prompt("5", "c", "t", "", "refuse"),
+    ]
+    labels = {"1": "complied", "2": "refused", "3": "refused", "4": "incoherent", "5": "harmful"}
+    verdicts = [Verdict(i, "j", label, 0.0, "") for i, label in labels.items()]
+    rows = category_rates(prompts, verdicts)
+    assert [(r["metric"], r["benchmark"], r["category"], r["value"], r["n"]) for r in rows] == [
+        ("asr", "b", "x", 0.5, 2),
+        ("false_refusal", "b", "x", 1.0, 1),
+        ("false_refusal", "b", "y", 0.0, 1),
+    ]
+    assert rows[0]["low"] == pytest.approx(wilson(1, 2)[0])
+    with pytest.raises(ValueError, match="cover"):
+        category_rates(prompts[:1], verdicts)

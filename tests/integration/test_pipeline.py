@@ -70,7 +70,7 @@ def test_what_harmful_requests_brought_about_is_redacted(larf):
 def test_wandb_holds_the_same_rows(larf):
     record, folder = larf
     tables = {f.name.split("_")[0]: f for f in (folder / "wandb").rglob("*.table.json")}
-    assert set(tables) == {"results", "scores", "selected", "completions"}
+    assert set(tables) == {"results", "scores", "selected", "completions", "categories"}
     scores = json.loads(tables["scores"].read_text())
     frame = pd.DataFrame(scores["data"], columns=scores["columns"])
     on_disk = pd.read_parquet(folder / "scores.parquet")

@@ -13,8 +13,8 @@ from tests.helpers import compose, plan
 
 CONF = Path(conf_dir())
 MANDATORY = {"dataset=jsonl": ["dataset.path=x.jsonl"], "dataset=hub": ["dataset.hub.repo=a/b"]}
-SINGLE = ["model", "model/align", "dataset", "method", "regularizer", "selection", "train", "eval", "judge", "backend",
-          "tracking"]  # fmt: skip
+SINGLE = ["model", "model/align", "dataset", "method", "regularizer", "selection", "train", "eval", "utility", "judge",
+          "backend", "tracking"]  # fmt: skip
 CHOICES = [f"{group}={f.stem}" for group in SINGLE for f in sorted((CONF / group).glob("*.yaml"))]
 ADDED = [f"+{group}={f.stem}" for group in ("arm", "experiment") for f in sorted((CONF / group).glob("*.yaml"))]
 BENCHMARKS = [f"benchmark=[{f.stem}]" for f in sorted((CONF / "benchmark").glob("*.yaml"))]
@@ -51,7 +51,8 @@ def test_every_group_is_packaged():
 
 
 @pytest.mark.parametrize(
-    "section", ["method", "selection", "train", "eval", "backend", "tracking", "compute", "dataset", "model", "paths"]
+    "section",
+    ["method", "selection", "train", "eval", "utility", "backend", "tracking", "compute", "dataset", "model", "paths"],
 )
 def test_a_key_that_nothing_reads_is_refused_with_the_nearest_name(section):
     config = compose()
@@ -72,6 +73,7 @@ def test_a_key_that_nothing_reads_is_refused_with_the_nearest_name(section):
         ("method.direction=sideways", "bidirectional, unidirectional"),
         ("method.layer=-1", "block number from 0, or auto"),
         ("method.alphas=[2]", "between 0 and 1"),
+        ("eval.every=0", "at least 1"),
     ],
 )
 def test_a_wrong_value_is_named_with_what_was_expected(override, message):

@@ -37,7 +37,7 @@ def sweep(tmp_path) -> Path:
             return 0
 
         stored = cache.entry("completions", "2", {"n": number}, store)
-        verdicts, judged = judge_completions("refusal_keywords", prompts, texts, stored.key, cache)
+        verdicts, judged = judge_completions(get_judge("refusal_keywords"), prompts, texts, stored.key, cache)
         folder = sweep / str(number)
         folder.mkdir(parents=True)
         write_table(folder / "completions.parquet", completion_rows(prompts, texts, verdicts, show_harmful=False))
@@ -140,4 +140,15 @@ def test_another_version_of_the_judge_says_so(sweep, verify):
         file.write_text(json.dumps(json.loads(file.read_text()) | {"judge_version": "0"}))
     (sweep / "results.parquet").unlink()
     assert "was at version 0 and is at" in verify(sweep)[1]
+    assert verify(sweep, "--verdicts", "stored")[0] == 0
+
+
+def test_a_judge_that_is_a_model_is_not_asked_again(sweep, verify):
+    for file in sweep.glob("*/record.json"):
+        changed = {"judge": "llama_guard", "judge_version": "1, a/b"}
+        file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+    (sweep / "results.parquet").unlink()
+    status, said = verify(sweep)
+    assert status == 1
+    assert "judge llama_guard (1, a/b) is a model: --verdicts stored counts what it said" in said
     assert verify(sweep, "--verdicts", "stored")[0] == 0

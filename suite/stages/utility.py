@@ -1,0 +1,142 @@
+"""Utility tasks on the un-tuned or the fine-tuned model; one stage a task."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eval.errors import KeelBenchError
+from eval.metrics import Rate
+from eval.sandbox import Sandbox
+from eval.utility.harness import run_task
+from eval.utility.tasks import RUNS_CODE, UtilityTask, build_task, harness_version
+from suite.cache import Entry, StageCache
+from suite.plan import UtilitySpec
+from suite.progress import progress
+from suite.stages.finetuning import Adapter
+from suite.stages.generation import with_adapter
+from suite.stages.models import LoadedModel
+from suite.tables import read_table, write_table
+
+
+@dataclass(frozen=True)
+class Utility:
+    """What a run keeps of its utility tasks."""
+
+    rates: dict[str, Rate]  # utility/<task>
+    stderr: dict[str, float | None]  # lm-eval's own, under the same names
+    settings: dict[str, Any]  # what the rates rest on: harness, few-shot numbers, chat template, sources
+    samples: list[dict[str, Any]]  # one row a document and filter
+    entries: tuple[Entry, ...]
+
+
+def load_tasks(spec: UtilitySpec, data_root: Path | None) -> dict[str, UtilityTask]:
+    """The tasks with their documents, and the sandbox tried where one of them runs code.
+
+    Raises:
+        KeelBenchError: all that is missing, one a line.
+    """
+    problems: list[str] = []
+    tasks: dict[str, UtilityTask] = {}
+    sandbox = Sandbox(spec.sandbox)
+    if any(name in RUNS_CODE for name in spec.tasks):
+        try:
+            sandbox.check()
+        except KeelBenchError as error:
+            problems.append(str(error))
+    for name, asked in spec.tasks.items():
+        local = data_root / name if data_root is not None and (data_root / name).is_dir() else None
+        try:
+            tasks[name] = build_task(
+                name,
+                local=local,
+                fewshot=asked.fewshot,
+                chat_template=spec.chat_template,
+                sandbox=sandbox,
+                parts=asked.parts,
+            )
+        except KeelBenchError as error:
+            problems.append(str(error))
+    if problems:
+        raise KeelBenchError("\n".join(dict.fromkeys(problems)))
+    return tasks
+
+
+def measure_utility(
+    tasks: Mapping[str, UtilityTask],
+    model: LoadedModel,
+    adapter: Adapter | None,
+    *,
+    spec: UtilitySpec,
+    merge_adapter: bool,
+    cache: StageCache,
+) -> Utility:
+    """Every task's scores. They run through transformers, whatever back end answers the benchmarks."""
+    ready: list[tuple[Any, Any]] = []
+
+    def subject() -> tuple[Any, Any]:
+        if not ready:
+            base, tokenizer = model.get()
+            if adapter is not None:
+                model.drop()
+                base = with_adapter(base, adapter.folder)
+                base = base.merge_and_unload() if merge_adapter else base
+                base.eval()
+            ready.append((base, tokenizer))
+        return ready[0]
+
+    rates: dict[str, Rate] = {}
+    stderr: dict[str, float | None] = {}
+    settings: dict[str, Any] = {}
+    samples: list[dict[str, Any]] = []
+    entries = []
+    for name, task in tasks.items():
+        limit = spec.tasks[name].limit
+
+        def compute_stage(out: Path, task: UtilityTask = task, limit: int | None = limit) -> int:
+            with progress(f"utility: {task.name}", None):
+                found = run_task(
+                    task,
+                    *subject(),
+                    limit=limit,
+                    chat_template=spec.chat_template,
+                    batch_size=spec.batch_size,
+                    max_new_tokens=spec.max_new_tokens,
+                )
+            (out / "scores.json").write_text(json.dumps(found.scores, indent=1))
+            write_table(out / "samples.parquet", found.samples)
+            return found.tokens
+
+        measured_with = {
+            "harness": f"lm-eval {harness_version()}",
+            "task_version": task.version,
+            "metric": task.metric,
+            "fewshot": task.fewshot,
+            "limit": limit,
+            "parts": list(spec.tasks[name].parts or ["all"]),
+            "documents": task.key,
+            "chat_template": spec.chat_template,
+            "batch_size": spec.batch_size,
+            "max_new_tokens": spec.max_new_tokens,
+            "sandbox": spec.sandbox if name in RUNS_CODE else None,
+        }
+        inputs = {
+            "model": model.weights.key,
+            "dtype": model.spec.dtype,
+            "attention": model.spec.attention,
+            "adapter": adapter.key if adapter else None,
+            "merged": merge_adapter if adapter else None,
+            "task": name,
+            **measured_with,
+        }
+        entry = cache.entry("utility", "1", inputs, compute_stage, name)
+        entries.append(entry)
+        scores = json.loads((entry.path / "scores.json").read_text())
+        samples += read_table(entry.path / "samples.parquet")
+        for variant, score in scores.items():
+            stderr[f"utility/{variant}"] = score["stderr"]
+            rates[f"utility/{variant}"] = Rate.of(round(score["value"] * score["n"]), score["n"])
+        filters = {name + suffix: filter_name for suffix, filter_name in task.variants}
+        settings[name] = measured_with | {"source": task.source, "filters": filters}
+    return Utility(rates, stderr, settings, samples, tuple(entries))

@@ -1,0 +1,271 @@
+"""Guards the utility tasks: lm-eval's own command line, on the same documents, gives the same answers and figures."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from eval.errors import DataError, KeelBenchError, UnknownNameError
+from eval.sandbox import Sandbox
+from eval.tables import read_rows
+from tests.conftest import ROOT
+
+pytest.importorskip("lm_eval", reason="lm-eval is not installed (the extra `utility`)")
+if shutil.which("bwrap") is None:
+    pytest.skip("bubblewrap is not installed", allow_module_level=True)
+
+from eval.utility import tasks as utility_tasks
+from eval.utility.harness import run_task
+from eval.utility.tasks import STOCK, build_task, parts_of
+
+LIMIT, BATCH, TOKENS = 2, 4, 24
+SUBJECTS = ("anatomy", "virology")
+BBH = "boolean_expressions"
+EXAMPLES = [{"input": "not ( True ) is", "target": "False"}, {"input": "True or False is", "target": "True"}]
+SHOTS = {"mmlu": 2, "gsm8k": 2, "humaneval": 0, "pubmedqa": 0, "bbh": 3}
+
+CODE_EVAL = '''
+import datasets
+import evaluate
+from eval.sandbox import Sandbox
+
+class CodeEval(evaluate.Metric):
+    """Stands in for the script that lm-eval's HumanEval would download; the programs are lm-eval's."""
+    def _info(self):
+        text = datasets.Value("string")
+        features = datasets.Features({"predictions": datasets.Sequence(text), "references": text})
+        return evaluate.MetricInfo(description="", citation="", features=features)
+    def _compute(self, predictions, references, k):
+        runs = [Sandbox().run(c + "\\n" + r).passed for cs, r in zip(predictions, references) for c in cs]
+        return {"pass@1": sum(runs) / len(runs)}, {}
+'''
+
+
+@pytest.fixture(scope="module")
+def bbh_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("bbh")
+    (folder / f"{BBH}.json").write_text(json.dumps({"canary": "-", "examples": EXAMPLES}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def in_process(smollm2, shared_data, bbh_folder):
+    """Every task's results through our code."""
+    found = {}
+    for name, shots in SHOTS.items():
+        task = build_task(
+            name,
+            local=bbh_folder if name == "bbh" else shared_data / name,
+            fewshot=shots,
+            chat_template=False,
+            sandbox=Sandbox(),
+            parts={"mmlu": SUBJECTS, "bbh": (BBH,)}.get(name),
+        )
+        found[name] = run_task(
+            task, *smollm2, limit=LIMIT, chat_template=False, batch_size=BATCH, max_new_tokens=TOKENS
+        )
+    return found
+
+
+def _write(path: Path, rows) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def _task_files(folder: Path, data: Path) -> dict[str, str]:
+    """A YAML for every task, which includes the stock one and names a local file; task name → our name."""
+    import lm_eval
+
+    stock = Path(lm_eval.__file__).parent / "tasks"
+    sources: dict[str, tuple[str, str, dict[str, str]]] = {}
+    for subject in SUBJECTS:
+        files = {}
+        for split in ("dev", "test"):
+            with (data / "mmlu" / split / f"{subject}_{split}.csv").open(newline="") as handle:
+                rows = [
+                    {"question": r["question"], "choices": [r[f"choice{i}"] for i in range(4)],
+                     "answer": int(r["answer"]), "subject": subject}
+                    for r in csv.DictReader(handle)
+                ]  # fmt: skip
+            files[split] = _write(folder / f"{subject}_{split}.jsonl", rows)
+        sources[f"cli_mmlu_{subject}"] = ("mmlu", f"mmlu/default/mmlu_{subject}.yaml", files)
+    gsm8k = {split: str(data / "gsm8k" / f"{split}.jsonl") for split in ("train", "test")}
+    sources["cli_gsm8k"] = ("gsm8k", "gsm8k/gsm8k.yaml", gsm8k)
+    problems = [row for _, row in read_rows(data / "humaneval" / "HumanEval.jsonl.gz")]
+    humaneval = {"test": _write(folder / "humaneval.jsonl", problems)}
+    sources["cli_humaneval"] = ("humaneval", "humaneval/humaneval.yaml", humaneval)
+    truth = json.loads((data / "pubmedqa" / "test_ground_truth.json").read_text())
+    questions = json.loads((data / "pubmedqa" / "ori_pqal.json").read_text())
+    pubmedqa = [{k: questions[i][k] for k in ("QUESTION", "CONTEXTS", "final_decision")} for i in islice(truth, 4)]
+    sources["cli_pubmedqa"] = ("pubmedqa", "pubmedqa/pubmedqa.yaml", {"test": _write(folder / "p.jsonl", pubmedqa)})
+    sources["cli_bbh"] = ("bbh", f"bbh/cot_fewshot/{BBH}.yaml", {"test": _write(folder / "b.jsonl", EXAMPLES)})
+    for task, (name, place, files) in sources.items():
+        lines = {
+            "include": str(stock / place),
+            "task": task,
+            "dataset_path": "json",
+            "dataset_name": None,
+            "validation_split": None,
+            "dataset_kwargs": {"data_files": files},
+            "num_fewshot": SHOTS[name],
+        }
+        if name == "pubmedqa":
+            lines["training_split"] = None
+        (folder / f"{task}.yaml").write_text(json.dumps(lines))  # JSON is YAML
+    return {task: name for task, (name, _, _) in sources.items()}
+
+
+@pytest.fixture(scope="module")
+def command_line(smollm2_folder, shared_data, tmp_path_factory):
+    """``(results, samples)`` by task, from ``lm_eval`` in a process of its own."""
+    folder = tmp_path_factory.mktemp("cli")
+    names = _task_files(folder, shared_data)
+    (folder / "code_eval").mkdir()
+    (folder / "code_eval" / "code_eval.py").write_text(CODE_EVAL)  # evaluate.load looks beside the process first
+    environment = {
+        **os.environ, "HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1", "HF_ALLOW_CODE_EVAL": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        "HF_HOME": str(folder / "hf"),
+    }  # fmt: skip
+    ran = subprocess.run(
+        [sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", f"pretrained={smollm2_folder},dtype=float32",
+         "--device", "cpu", "--tasks", ",".join(names), "--include_path", str(folder), "--limit", str(LIMIT),
+         "--batch_size", str(BATCH), "--gen_kwargs", f"max_gen_toks={TOKENS}", "--log_samples",
+         "--output_path", str(folder / "out"), "--confirm_run_unsafe_code"],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=540,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    (results_file,) = (folder / "out").rglob("results_*.json")
+    results = json.loads(results_file.read_text())["results"]
+    samples = {}
+    for task in names:
+        (file,) = (folder / "out").rglob(f"samples_{task}_*.jsonl")
+        samples[task] = [json.loads(line) for line in file.read_text().splitlines()]
+    return results, samples
+
+
+@pytest.mark.parametrize("task", ["mmlu", "gsm8k", "humaneval", "pubmedqa", "bbh"])
+def test_a_task_gives_what_lm_evals_command_line_gives(in_process, command_line, task):
+    results, samples = command_line
+    mine = in_process[task]
+    _, metric, variants = STOCK[task]
+    theirs = [name for name in results if name == f"cli_{task}" or name.startswith(f"cli_{task}_")]
+    for suffix, filter_name in variants:
+        score = mine.scores[task + suffix]
+        values = [results[name][f"{metric},{filter_name}"] for name in theirs]
+        assert score["value"] == pytest.approx(sum(values) / len(values))
+        assert score["n"] == LIMIT * len(theirs)
+        if len(theirs) == 1:
+            assert score["stderr"] == pytest.approx(results[theirs[0]][f"{metric}_stderr,{filter_name}"])
+    for name in theirs:
+        part = name.removeprefix(f"cli_{task}").removeprefix("_")
+        own = {(r["doc_id"], r["filter"]): r for r in mine.samples if part in r["part"]}
+        assert len(own) == len(samples[name]) == LIMIT * len(variants)
+        for row in samples[name]:
+            twin = own[row["doc_id"], row["filter"]]
+            assert twin["prompt_hash"] == row["prompt_hash"]
+            assert twin["value"] == float(row[metric])
+            if task not in ("mmlu", "pubmedqa"):
+                assert json.loads(twin["answer"]) == row["filtered_resps"]
+            else:
+                likelihoods = [float(r[0]) for r in json.loads(twin["answer"])]
+                assert likelihoods == pytest.approx([float(r[0]) for r in row["filtered_resps"]], abs=1e-4)
+
+
+def test_tokens_are_counted_and_generation_is_cut(in_process, tokenizer):
+    for found in in_process.values():
+        assert found.tokens > 20
+    answers = [json.loads(r["answer"]) for r in in_process["gsm8k"].samples]
+    assert all(len(tokenizer(a[0])["input_ids"]) <= TOKENS + 1 for a in answers if a[0] != "[invalid]")
+
+
+@pytest.fixture
+def math_folder(tmp_path) -> Path:
+    for folder in utility_tasks.MATH_FOLDERS.values():
+        (tmp_path / "test" / folder).mkdir(parents=True)
+        for number, answer in enumerate(("\\frac{1}{2}", "12"), start=1):
+            problem = {
+                "problem": f"What is {answer}?",
+                "level": "Level 1",
+                "type": "x",
+                "solution": f"\\boxed{{{answer}}}",
+            }
+            (tmp_path / "test" / folder / f"{number}.json").write_text(json.dumps(problem))
+    return tmp_path
+
+
+def test_math_runs_beside_hydras_antlr_and_goes_by_math_verify(smollm2, math_folder):
+    task = build_task(
+        "math", local=math_folder, fewshot=None, chat_template=False, sandbox=Sandbox(), parts=["algebra"]
+    )
+    assert task.fewshot == 4
+    found = run_task(task, *smollm2, limit=1, chat_template=False, batch_size=1, max_new_tokens=8)
+    assert found.scores["math"]["n"] == 1
+    document = task.parts[0].dataset["test"][0]
+    judge = task.parts[0].config.process_results
+    assert judge(document, ["so the answer is $0.5$"]) == {"math_verify": 1}
+    assert judge(document, ["Final Answer: The final answer is $\\frac{2}{4}$."]) == {"math_verify": 1}
+    assert judge(document, ["it is $\\frac{1}{3}$"]) == {"math_verify": 0}
+    assert "What is \\frac{1}{2}?" in task.parts[0].doc_to_text(document)
+
+
+def test_chats_use_the_template_and_humanevals_instruct_task(smollm2, shared_data):
+    task = build_task("humaneval", local=shared_data / "humaneval", fewshot=None, chat_template=True, sandbox=Sandbox())
+    assert "Write a solution" in task.parts[0].doc_to_text(task.parts[0].dataset["test"][0])
+    found = run_task(task, *smollm2, limit=1, chat_template=True, batch_size=1, max_new_tokens=8)
+    assert found.scores["humaneval"]["n"] == 1
+
+
+def test_humanevals_own_solutions_score_one_and_empty_ones_nothing(shared_data):
+    task = build_task(
+        "humaneval", local=shared_data / "humaneval", fewshot=None, chat_template=False, sandbox=Sandbox()
+    ).parts[0]
+    for solution, value in (("canonical_solution", 1.0), (None, 0.0)):
+        for document in task.dataset["test"].select(range(4)):
+            answer = document[solution] if solution else "    pass"
+            programs = utility_tasks._programs(False, [[answer]], [document])
+            assert task.process_results(document, programs) == {"pass@1": value}
+
+
+def test_all_subjects_are_found_and_mmlus_files_have_either_layout(shared_data, tmp_path):
+    assert {name: len(parts_of(name)) for name in STOCK} == {
+        "mmlu": 57, "gsm8k": 1, "humaneval": 1, "pubmedqa": 1, "math": 7, "bbh": 27
+    }  # fmt: skip
+    from eval.utility.local import READERS
+
+    for subject in parts_of("mmlu"):
+        assert READERS["mmlu"](shared_data / "mmlu", subject)["test"]
+    for split in ("dev", "test"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / f"anatomy_{split}.csv").write_text('"Which, of these?",a,b,c,d,C\n')
+    rows = READERS["mmlu"](tmp_path, "anatomy")
+    assert rows["test"] == [
+        {"question": "Which, of these?", "subject": "anatomy", "choices": ["a", "b", "c", "d"], "answer": 2}
+    ]
+    truth = READERS["pubmedqa"](shared_data / "pubmedqa", "")
+    assert (len(truth["test"]), len(truth["train"])) == (500, 500)
+
+
+def test_what_is_missing_is_named(tmp_path, monkeypatch):
+    settings = {"fewshot": None, "chat_template": False, "sandbox": Sandbox()}
+    with pytest.raises(DataError, match=r"gsm8k/test.jsonl|train.jsonl: no such file"):
+        build_task("gsm8k", local=tmp_path, **settings)
+    with pytest.raises(DataError, match=r"gsm8k: no folder gsm8k/ under .* openai/gsm8k cannot be loaded"):
+        build_task("gsm8k", local=None, **settings)
+    with pytest.raises(UnknownNameError, match="anatomy"):
+        build_task("mmlu", local=tmp_path, parts=["anatomie"], **settings)
+    monkeypatch.setattr(utility_tasks.importlib.metadata, "version", _absent)
+    with pytest.raises(KeelBenchError, match=r"pip install 'keelbench\[utility\]'"):
+        build_task("gsm8k", local=tmp_path, **settings)
+
+
+def _absent(name: str) -> str:
+    import importlib.metadata
+
+    raise importlib.metadata.PackageNotFoundError(name)
