@@ -48,7 +48,7 @@ def test_a_run_records_its_utility_and_finds_it_again(smollm2_folder, shared_dat
     assert again.rates == record.rates
     # The fine-tuned model's are its own, and the task is put to it in the same way.
     tuned = go(tmp_path / "cache", shared_data, tmp_path / "2", TASKS[1], "method=random", "dataset.limit=16",
-               "selection.k=8", "train.epochs=1", "train.learning_rate=0.01")  # fmt: skip
+               "selection.k=8", "train.epochs=3", "train.learning_rate=0.01")  # fmt: skip
     (entry,) = [e for e in tuned.entries if e.stage == "utility"]
     assert not entry.cached
     assert tuned.utility_settings["mmlu"] == record.utility_settings["mmlu"]
