@@ -107,7 +107,7 @@ def completions(runs: Sequence[Run]) -> tuple[list[Cells], int]:
     Where all runs would be too many, one seed of each point is shown, and then the first points.
     """
     whole = runs
-    benchmarks = max((len(_benchmarks(run)) for run in runs), default=1)
+    benchmarks = max([1, *(len(_benchmarks(run)) for run in runs)])  # 1 where nothing could be judged
     if len(runs) * benchmarks * COMPLETIONS > COMPLETIONS_IN_ALL:
         runs = [same[0] for same in by_name(runs).values()]
     runs = runs[: max(1, COMPLETIONS_IN_ALL // (2 * benchmarks))]
