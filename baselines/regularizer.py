@@ -4,6 +4,7 @@ A regulariser and a method that filters can be combined (``method=larf regulariz
 """
 
 import importlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, TypeVar
@@ -22,7 +23,7 @@ _REGULARIZERS: dict[str, type["Regularizer"]] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Regularizer:
+class Regularizer(ABC):
     """Base of all regularisers: frozen keyword-only dataclasses whose fields are the options of
     ``conf/regularizer/<name>.yaml``.
 
@@ -33,6 +34,7 @@ class Regularizer:
     hidden_states: ClassVar[bool] = True
     version: ClassVar[str] = "1"  # changes whenever the loss could
 
+    @abstractmethod
     def auxiliary_loss(self, model: Any, batch: Batch, out: Supervised) -> torch.Tensor:
         """What a forward pass adds to its loss: a scalar, float32, in the units of the loss (nats).
 
@@ -41,7 +43,6 @@ class Regularizer:
             batch: the pass's conversations, [batch, time].
             out: the pass's results, with all hidden states where ``hidden_states`` asks for them.
         """
-        raise NotImplementedError
 
     def report(self) -> dict[str, Any]:
         """What it has to say after training, as JSON values."""
