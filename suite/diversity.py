@@ -43,7 +43,7 @@ def diversity_plan(config: Mapping[str, Any]) -> DiversityPlan:
     from suite.plan import TrackingSpec, build, checked, dataset_spec, paths_spec, refuse_unknown
 
     # No model runs here, so that `compute`, which all entry points share, has nothing to say.
-    refuse_unknown(config, {"dataset", "tracking", "compute", "paths", "segment"}, "setting")
+    refuse_unknown(config, {"dataset", "tracking", "compute", "paths", "segment", "scale"}, "setting")
     return DiversityPlan(
         dataset=dataset_spec(config["dataset"]),
         tracking=build(TrackingSpec, config["tracking"], "tracking"),
