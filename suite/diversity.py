@@ -138,7 +138,11 @@ def _summarise(sweep: Path) -> bool:
 
     files = sorted(sweep.glob("*/diversity.parquet"), key=lambda f: int(f.parent.name))
     if files:
-        print_table([row for f in files for row in read_table(f)])
+        from suite.report.others import write_diversity_page
+
+        rows = [row for f in files for row in read_table(f)]
+        print_table(rows)
+        print(f"Page: {write_diversity_page(sweep, rows)}")
     return not told_failures(sweep)
 
 
