@@ -1,8 +1,8 @@
 """Generation through this project against the libraries' own calls: ``python -m tests.benchmarks.bench_generation``.
 
-The same prompts, the same engine, taken in turn, the fastest of three: what is measured is what this project adds around
-transformers' ``generate`` (rendering, tokenising, sorting, cutting, decoding) and around vLLM's. With SUITE_DATA the
-prompts are HarmBench's.
+The same prompts, the same engine, taken in turn, the fastest of three: what is measured is what this project adds
+around transformers' ``generate`` (rendering, tokenising, sorting, cutting, decoding) and around vLLM's. With SUITE_DATA
+the prompts are HarmBench's.
 """
 
 import os
