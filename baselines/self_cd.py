@@ -1,4 +1,4 @@
-"""Self-CD, self-contrastive decoding (Shi et al., ACL 2024, arXiv 2401.17633; a baseline of the VCL paper's Table 3)."""
+"""Self-CD, self-contrastive decoding (Shi et al., ACL 2024, arXiv 2401.17633; in the VCL paper's Table 3)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class SelfCd(Method):
 
     What is known to us of the paper is the form ``softmax(y - alpha * dy)`` with dy the difference between the prompt
     with and without the emphasis. Counted from the emphasised logits instead, ``y' - a * (y' - y)``, it is the same
-    with ``a = 1 + alpha``. Left open, and so our own: the instruction's wording and the default of alpha; that the plain
+    with ``a = 1 + alpha``. Left open, and so our own: the instruction's wording and alpha's default; that the plain
     pass has the run's own system turn (``eval.system``); that the difference is taken of raw logits at every step, over
     the whole vocabulary (contrastive decoding's plausibility cut is not part of the method's form).
 
@@ -64,7 +64,7 @@ class SelfCd(Method):
         """
         chat = ChatFormat(tokenizer)
         if self.system.strip() not in chat.prompt_text("Hello", self.system):
-            raise KeelBenchError("self_cd: the model's chat template leaves the system turn out, so there is no contrast")
+            raise KeelBenchError("self_cd: the model's chat template leaves the system turn out: no contrast")
         return Emphasis(model, chat, self.system, self.alpha)
 
 
