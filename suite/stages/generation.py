@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from baselines.method import Method
+from eval.generation import Steering
 from eval.records import Completion, Prompt, as_rows
 from suite.cache import Entry, StageCache
 from suite.plan import BackendSpec, EvalSpec, VllmSpec
@@ -127,6 +128,7 @@ class _Transformers:
         self.model, self.adapter, self.backend, self.prompts = model, adapter, backend, prompts
         self.method = method  # that intervenes
         self._ready: tuple[Any, Any] | None = None
+        self._steering: Steering | None = None
 
     def answer(self, name: str, evaluation: EvalSpec, advance: Advance) -> list[Completion]:
         from eval.generation import generate
@@ -139,6 +141,7 @@ class _Transformers:
             max_new_tokens=evaluation.max_new_tokens,
             tokens_per_batch=self.backend.tokens_per_batch,
             system=evaluation.system,
+            steering=self._steering,
             on_batch=advance,
         )
 
@@ -151,11 +154,11 @@ class _Transformers:
             base.eval()
         if self.method is not None:
             self.model.drop()  # what intervenes stays in the model
-            self.method.intervene(base, tokenizer)
+            self._steering = self.method.intervene(base, tokenizer)
         return base, tokenizer
 
     def release(self) -> None:
-        self._ready = None
+        self._ready = self._steering = None
 
 
 class _Vllm:
