@@ -24,9 +24,9 @@ from suite.paths import conf_dir
 
 # What reads another's adapters stands behind it.
 ORDER = (
-    "larf_table1", "larf_table5", "larf_table3", "larf_table4", "larf_fig19", "larf_fig17", "larf_fig3", "larf_fig5",
-    "larf_fig4", "larf_table2", "vcl_table1", "vcl_table3", "vcl_table2", "vcl_sensitivity", "flowlens_fig2",
-    "flowlens_stability", "flowlens_fig4", "flowlens_fig5",
+    "larf_table1", "larf_table5", "larf_table3", "larf_table4", "larf_fig19", "larf_fig17", "vcl_table1", "vcl_table3",
+    "vcl_table2", "flowlens_fig2", "flowlens_stability", "flowlens_fig4", "flowlens_fig5", "larf_fig3", "larf_fig5",
+    "larf_fig4", "larf_table2", "vcl_sensitivity",
 )  # fmt: skip
 STAGES = "stages.json"
 
@@ -49,8 +49,8 @@ class Outcome:
 
 
 def run_experiment(name: str, overrides: Sequence[str], runs: Path) -> Outcome:
-    """Carry out one experiment in a child of this process, which has the libraries imported already; what it prints lies
-    beside its sweep."""
+    """Carry out one experiment in a child of this process, which has imported the libraries; what it prints lies beside
+    its sweep."""
     sweep = runs / f"{datetime.now(UTC):%Y-%m-%d_%H-%M-%S}_{name}"
     sweep.mkdir(parents=True)
     start = time.perf_counter()
@@ -73,7 +73,13 @@ def _child(name: str, overrides: list[str], sweep: Path) -> None:
     with (sweep / "output.txt").open("w") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-        sys.argv = [f"python -m {entry_point(name)}", "-m", f"+experiment={name}", *overrides, f"hydra.sweep.dir='{sweep}'"]
+        sys.argv = [
+            f"python -m {entry_point(name)}",
+            "-m",
+            f"+experiment={name}",
+            *overrides,
+            f"hydra.sweep.dir='{sweep}'",
+        ]
         status = 1
         try:
             status = importlib.import_module("suite.__main__").main()

@@ -21,14 +21,16 @@ def adapters(experiment: str, runs: str, cache: str) -> str:
         KeelBenchError: no such sweep, or none of its runs has an adapter in this cache.
     """
     from eval.errors import KeelBenchError
+    from suite.records import adapter_key
     from suite.report.find import find_sweep
     from suite.results import collect
-    from suite.records import adapter_key
 
     try:
         sweep = find_sweep(experiment, Path(runs))
     except KeelBenchError as error:
-        raise KeelBenchError(f"{experiment} has to be run first: python -m suite -m +experiment={experiment}") from error
+        raise KeelBenchError(
+            f"{experiment} has to be run first: python -m suite -m +experiment={experiment}"
+        ) from error
     keys = dict.fromkeys(key for row in collect(sweep) if (key := adapter_key(row)) is not None)
     folders = [folder for key in keys if (folder := Path(cache).expanduser() / "adapter" / key).is_dir()]
     if not folders:

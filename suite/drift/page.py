@@ -41,8 +41,8 @@ def write_page(folder: Path) -> Path:
         ],
         reading="Each dot is a harmful prompt's hidden state, projected on the first two principal directions of all "
         "models' states together; grey is the model before fine-tuning, the arrow joins the means. Moves are in units "
-        "of the un-tuned states' spread. The last column is the cosine of the mean move with the direction from refusal to "
-        "compliance (LARF's anchors, un-tuned model).",
+        "of the un-tuned states' spread. The last column is the cosine of the mean move with the direction from "
+        "refusal to compliance (LARF's anchors, un-tuned model).",
         sections=[("Drift", "", [_plot(row["label"], points) for row in rows])],
         table=[shown(row) for row in rows],
         table_title="Moves",

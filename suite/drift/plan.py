@@ -54,7 +54,9 @@ def drift_plan(config: Mapping[str, Any]) -> DriftPlan:
     known = {"model", "benchmark", "tracking", "compute", "paths", "experiments", "layer", "limit", "seed", "scale"}
     refuse_unknown(config, known, "setting")
     if not isinstance(config["layer"], int):
-        raise KeelBenchError(f"layer={config['layer']}: a block number from 0; python -m suite method.layer=auto finds one")
+        raise KeelBenchError(
+            f"layer={config['layer']}: a block number from 0; python -m suite method.layer=auto finds one"
+        )
     if not config["experiments"]:
         raise KeelBenchError("experiments: name at least one sweep or experiment")
     return DriftPlan(

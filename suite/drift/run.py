@@ -43,7 +43,9 @@ def find_adapters(plan: DriftPlan) -> dict[str, str]:
                 continue
             label = str(row["label"])
             if found.setdefault(label, key) != key:
-                raise KeelBenchError(f"two runs called {label}, of different adapters, in {', '.join(plan.experiments)}")
+                raise KeelBenchError(
+                    f"two runs called {label}, of different adapters, in {', '.join(plan.experiments)}"
+                )
     if not found:
         raise KeelBenchError(
             f"{', '.join(plan.experiments)}: no fine-tuned run of {plan.model.name} with seed {plan.seed}"
@@ -68,7 +70,9 @@ def run(plan: DriftPlan, folder: Path, sweep: str) -> str:
     cache = StageCache(plan.paths.cache)
     missing = [key for key in adapters.values() if cache.find("adapter", key) is None]
     if missing:
-        raise KeelBenchError(f"{plan.paths.cache} has no adapter {', '.join(missing)}: run the experiment with this cache")
+        raise KeelBenchError(
+            f"{plan.paths.cache} has no adapter {', '.join(missing)}: run the experiment with this cache"
+        )
     with Tracker(
         plan.tracking,
         folder=folder,

@@ -13,7 +13,14 @@ import yaml
 from eval.errors import DataError, UnknownNameError
 
 Better = Literal["higher", "lower", "neither"]
-ROWS = ("runs", "selections", "categories", "diversity", "flowlens", "drift")  # what our figures are read from: see suite.papers.compare
+ROWS = (
+    "runs",
+    "selections",
+    "categories",
+    "diversity",
+    "flowlens",
+    "drift",
+)  # what our figures are read from: see suite.papers.compare
 
 # Unit -> the values it allows; None is open.
 UNITS: Mapping[str, tuple[float | None, float | None]] = {

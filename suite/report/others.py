@@ -38,7 +38,9 @@ def _drift(sweep: Path, folders: Sequence[Path]) -> list[Path]:
 
 
 def _diversity(sweep: Path, folders: Sequence[Path]) -> list[Path]:
-    return [write_diversity_page(sweep, [row for folder in folders for row in read_table(folder / "diversity.parquet")])]
+    return [
+        write_diversity_page(sweep, [row for folder in folders for row in read_table(folder / "diversity.parquet")])
+    ]
 
 
 _WRITERS: dict[str, Callable[[Path, Sequence[Path]], list[Path]]] = {
@@ -70,8 +72,8 @@ def write_diversity_page(sweep: Path, rows: Sequence[Row]) -> Path:
             ("data sets", str(len({row["dataset"] for row in rows}))),
             ("MSTTR segment", f"{rows[0]['segment']} tokens"),
         ],
-        reading="Entropies of n-grams in bits, the type-token ratio of segments, the share of distinct n-grams. All but "
-        "MSTTR grow with the number of texts: compare sets of equal size.",
+        reading="Entropies of n-grams in bits, the type-token ratio of segments, the share of distinct n-grams. All "
+        "but MSTTR grow with the number of texts: compare sets of equal size.",
         sections=[("Measured", "", [_dots(metric, name, rows) for metric, name in MEASURED.items()])],
         table=[{shown: _shown(row[k]) for k, shown in columns.items()} for row in rows],
         table_title="Every set",

@@ -1,5 +1,6 @@
-"""Every point of every experiment makes a plan at either scale, and the plans cover the published cells they are for."""
+"""Every experiment makes plans at either scale, and the plans cover the published cells that they are for."""
 
+import functools
 import itertools
 import json
 from pathlib import Path
@@ -42,6 +43,7 @@ def finished(tmp_path):
     return [f"paths.runs='{tmp_path / 'runs'}'", f"paths.cache='{tmp_path / 'cache'}'"]
 
 
+@functools.cache
 def plans(name, *arguments, only=None):
     """The plans of the experiment's points, or of those at the places ``only``."""
     config, build = PLANS[entry_point(name)]
