@@ -95,10 +95,11 @@ def test_a_sweep_its_drift_its_page_and_the_papers_table(tokenizer, tmp_path, mo
     model = tiny_model("llama")
     model.save_pretrained(tmp_path / "tiny")
     tokenizer.save_pretrained(tmp_path / "tiny")
-    common = [f"model.source={tmp_path / 'tiny'}", "model/align=none", "model.larf_layer=1", "tracking=disabled",
-              "benchmark=[mini_harmful]"]  # fmt: skip
-    trained = suite("-m", "method=random,larf", "selection.k=8", "train.epochs=1", "dataset.limit=30", "eval.limit=2",
-                    "eval.max_new_tokens=2", *common, cwd=tmp_path)  # fmt: skip
+    common = [f"model.source={tmp_path / 'tiny'}", "model/align=none", "model.larf_layer=1", "model.dtype=float32",
+              "tracking=disabled", "benchmark=[mini_harmful]"]  # fmt: skip
+    recipe = ["train=laptop", "train.learning_rate=0.05", "train.batch_size=2", "selection.k=8", "dataset.limit=30"]
+    answers = ["eval.limit=2", "eval.max_new_tokens=2"]
+    trained = suite("-m", "method=random,larf", *recipe, *answers, *common, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     (sweep,) = (tmp_path / "runs").iterdir()
     done = suite(f"experiments=[{sweep.name}]", *common, cwd=tmp_path, module="suite.drift")
