@@ -22,6 +22,7 @@ if shutil.which("bwrap") is None:
 
 from eval.utility import tasks as utility_tasks
 from eval.utility.harness import run_task
+from eval.utility.language_models import through_transformers
 from eval.utility.tasks import STOCK, build_task, parts_of
 
 LIMIT, BATCH, TOKENS = 2, 4, 24
@@ -68,7 +69,11 @@ def in_process(smollm2, shared_data, bbh_folder):
             parts={"mmlu": SUBJECTS, "bbh": (BBH,)}.get(name),
         )
         found[name] = run_task(
-            task, *smollm2, limit=LIMIT, chat_template=False, batch_size=BATCH, max_new_tokens=TOKENS
+            task,
+            through_transformers(*smollm2, batch_size=BATCH),
+            limit=LIMIT,
+            chat_template=False,
+            max_new_tokens=TOKENS,
         )
     return found
 
@@ -205,7 +210,7 @@ def test_math_runs_beside_hydras_antlr_and_goes_by_math_verify(smollm2, math_fol
         "math", local=math_folder, fewshot=None, chat_template=False, sandbox=Sandbox(), parts=["algebra"]
     )
     assert task.fewshot == 4
-    found = run_task(task, *smollm2, limit=1, chat_template=False, batch_size=1, max_new_tokens=8)
+    found = run_task(task, through_transformers(*smollm2, batch_size=1), limit=1, chat_template=False, max_new_tokens=8)
     assert found.scores["math"]["n"] == 1
     document = task.parts[0].dataset["test"][0]
     judge = task.parts[0].config.process_results
@@ -218,7 +223,7 @@ def test_math_runs_beside_hydras_antlr_and_goes_by_math_verify(smollm2, math_fol
 def test_chats_use_the_template_and_humanevals_instruct_task(smollm2, shared_data):
     task = build_task("humaneval", local=shared_data / "humaneval", fewshot=None, chat_template=True, sandbox=Sandbox())
     assert "Write a solution" in task.parts[0].doc_to_text(task.parts[0].dataset["test"][0])
-    found = run_task(task, *smollm2, limit=1, chat_template=True, batch_size=1, max_new_tokens=8)
+    found = run_task(task, through_transformers(*smollm2, batch_size=1), limit=1, chat_template=True, max_new_tokens=8)
     assert found.scores["humaneval"]["n"] == 1
 
 
