@@ -224,7 +224,7 @@ def plan_from_config(config: Mapping[str, Any]) -> RunPlan:
     """
     known = {
         "model", "dataset", "method", "regularizer", "selection", "train", "benchmark", "eval", "utility", "judge",
-        "backend", "tracking", "compute", "paths", "seed", "arm",
+        "backend", "tracking", "compute", "paths", "seed", "arm", "scale",
     }  # fmt: skip
     refuse_unknown(config, known, "setting")
     method = method_of(config["method"])

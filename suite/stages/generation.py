@@ -77,12 +77,14 @@ def complete(
             return together(name, advance)
         from eval.generation import generate
 
+        loaded = inference.transformers(adapter, method)
         return generate(
-            *inference.transformers(adapter, method),
+            *loaded,
             prompts[name],
             max_new_tokens=evaluation.max_new_tokens,
             tokens_per_batch=backend.tokens_per_batch,
             system=evaluation.system,
+            steering=inference.steering,
             on_batch=advance,
         )
 
