@@ -5,6 +5,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
+from eval.flops import Shape
 from eval.utility.tasks import UtilityTask
 
 
@@ -15,6 +16,7 @@ class Utility:
     scores: dict[str, dict[str, float | None]]  # "gsm8k" → value, stderr, n
     samples: list[dict[str, Any]]
     tokens: int  # of all documents' prompts and answers
+    flops: float  # by formula (eval.flops): every document's text forward once, with logits at all of its positions
 
 
 def run_task(
@@ -84,17 +86,18 @@ def run_task(
             else None,  # "N/A" of one document
             "n": n,
         }
-    return Utility(scores, samples, _tokens(results["samples"], tokenizer))
+    lengths = _lengths(results["samples"], tokenizer)
+    return Utility(scores, samples, sum(lengths), Shape.of(model).forward(lengths, sum(lengths)))
 
 
 _GROUP = " (all subjects)"
 
 
-def _tokens(samples: dict[str, list[dict[str, Any]]], tokenizer: Any) -> int:
-    """Tokens of every document's prompt and generated answers, once each."""
+def _lengths(samples: dict[str, list[dict[str, Any]]], tokenizer: Any) -> list[int]:
+    """Tokens of every document's prompt with its generated answers, once each."""
     seen: dict[tuple[str, int], list[str]] = {}
     for part, rows in samples.items():
         for row in rows:
             answers = [a for given in row["resps"] for a in given if isinstance(a, str)]
             seen[part, row["doc_id"]] = [str(row["arguments"][0][0]), *answers]
-    return sum(len(tokenizer(text)["input_ids"]) for texts in seen.values() for text in texts)
+    return [sum(len(tokenizer(text)["input_ids"]) for text in texts) for texts in seen.values()]

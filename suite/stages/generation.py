@@ -1,13 +1,16 @@
 """Completions of every benchmark by the un-tuned or the fine-tuned model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from baselines.method import Method
+from eval.chat import ChatFormat
+from eval.flops import Shape, Work
 from eval.generation import Steering
 from eval.records import Completion, Prompt, as_rows
 from suite.cache import Entry, StageCache
+from suite.conditions import devices
 from suite.plan import BackendSpec, EvalSpec, VllmSpec
 from suite.progress import Advance, progress
 from suite.stages.data import ids_key
@@ -70,10 +73,14 @@ def complete(
         if isinstance(backend, VllmSpec)
         else _Transformers(model, adapter, backend, prompts, method)
     )
+
+    def count(asked: Sequence[Prompt], completions: Sequence[Completion]) -> Work:
+        return _work(model, adapter, backend, asked, completions, evaluation.system, method)
+
     results = {}
     try:
         for name, asked in prompts.items():
-            entry = _benchmark(subject, name, len(asked), evaluation, inputs[name], cache)
+            entry = _benchmark(subject, name, asked, evaluation, inputs[name], cache, count)
             rows = read_table(entry.path / "completions.parquet")
             results[name] = ([Completion(**row) for row in rows], entry)
     finally:
@@ -103,15 +110,45 @@ def _inputs(
 
 
 def _benchmark(
-    subject: Subject, name: str, n: int, evaluation: EvalSpec, inputs: Mapping[str, Any], cache: StageCache
+    subject: Subject,
+    name: str,
+    asked: Sequence[Prompt],
+    evaluation: EvalSpec,
+    inputs: Mapping[str, Any],
+    cache: StageCache,
+    count: Callable[[Sequence[Prompt], Sequence[Completion]], Work],
 ) -> Entry:
-    def compute_stage(out: Path) -> int:
-        with progress(f"answering {name}", n) as advance:
+    def compute_stage(out: Path) -> Work:
+        with progress(f"answering {name}", len(asked)) as advance:
             completions = subject.answer(name, evaluation, advance)
         write_table(out / "completions.parquet", as_rows(completions))
-        return sum(c.n_tokens for c in completions)
+        return count(asked, completions)
 
-    return cache.entry(STAGE, VERSION, inputs, compute_stage, f"{name} ({n} prompts)")
+    return cache.entry(STAGE, VERSION, inputs, compute_stage, f"{name} ({len(asked)} prompts)")
+
+
+def _work(
+    model: LoadedModel,
+    adapter: Adapter | None,
+    backend: BackendSpec | VllmSpec,
+    prompts: Sequence[Prompt],
+    completions: Sequence[Completion],
+    system: str | None,
+    method: Method | None,
+) -> Work:
+    """Tokens generated, and the operations of reading prompts and answers once; twice for a method with a second pass.
+    What a method measures before it intervenes is not counted."""
+    from transformers import AutoTokenizer
+
+    new = [c.n_tokens for c in completions]
+    shape = Shape.of_folder(model.weights.folder, adapter.folder if adapter and not backend.merge_adapter else None)
+    gpus = devices(model.compute.device, backend)[1]
+    if shape is None:
+        return Work(sum(new), None, gpus)
+    chat = ChatFormat(AutoTokenizer.from_pretrained(model.weights.folder, trust_remote_code=False))
+    systems = [system] if method is None or method.second_system is None else [system, method.second_system]
+    flops = sum(shape.answering([len(chat.prompt_ids(p.text, turn)) for p in prompts], new) for turn in systems)
+    return Work(sum(new), flops, gpus)
 
 
 class _Transformers:

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from eval.errors import KeelBenchError
+from eval.flops import Work
 from eval.metrics import Rate
 from eval.sandbox import Sandbox
 from eval.utility.harness import run_task
 from eval.utility.tasks import RUNS_CODE, UtilityTask, build_task, harness_version
 from suite.cache import Entry, StageCache
+from suite.conditions import devices
 from suite.plan import UtilitySpec
 from suite.progress import progress
 from suite.stages.finetuning import Adapter
@@ -94,7 +96,7 @@ def measure_utility(
     for name, task in tasks.items():
         limit = spec.tasks[name].limit
 
-        def compute_stage(out: Path, task: UtilityTask = task, limit: int | None = limit) -> int:
+        def compute_stage(out: Path, task: UtilityTask = task, limit: int | None = limit) -> Work:
             with progress(f"utility: {task.name}", None):
                 found = run_task(
                     task,
@@ -106,7 +108,7 @@ def measure_utility(
                 )
             (out / "scores.json").write_text(json.dumps(found.scores, indent=1))
             write_table(out / "samples.parquet", found.samples)
-            return found.tokens
+            return Work(found.tokens, found.flops, devices(model.compute.device)[1])
 
         measured_with = {
             "harness": f"lm-eval {harness_version()}",
