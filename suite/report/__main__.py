@@ -23,7 +23,8 @@ def main() -> int:
     parser.add_argument("name", nargs="?", help="a sweep, its folder, or an experiment; default: the latest sweep")
     parser.add_argument(
         "--format", choices=("html", "md", "latex", "csv"), default="html",
-        help="html writes report.html into the sweep's folder; the others print the comparison table",
+        help="html writes report.html into the sweep's folder; the others print the tables: the comparison and, of an "
+        "experiment with published figures, those beside ours (in csv a second block behind an empty line)",
     )  # fmt: skip
     options = parser.parse_args()
     try:
