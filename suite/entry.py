@@ -41,7 +41,14 @@ def enter(
         print(f"error: {error}", file=sys.stderr)
         return 2
     sys.argv[1:] = arguments
+    SweepFolder.ending = f"{_module(finish)}:{finish.__qualname__}"
     application()
-    if SweepFolder.path is None:  # --help, --cfg and their like ran no job
+    if SweepFolder.path is None or SweepFolder.detached:  # --help, --cfg and their like ran no job
         return 0
     return 0 if finish(SweepFolder.path) else 1
+
+
+def _module(function: Callable[..., object]) -> str:
+    """By which another process can import it, although this one runs it as ``__main__``."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec.name if function.__module__ == "__main__" and spec is not None else function.__module__
