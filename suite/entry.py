@@ -40,6 +40,10 @@ def enter(
     except KeelBenchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    if any(argument.startswith("hydra/launcher=") for argument in arguments):
+        from suite.launchers.plugin import register
+
+        register()
     sys.argv[1:] = arguments
     SweepFolder.ending = f"{_module(finish)}:{finish.__qualname__}"
     application()

@@ -32,7 +32,9 @@ class _ClusterLauncher(Launcher):
         options = {k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in self.options.items()}
         try:
             launcher = import_module(f"suite.launchers.{self.cluster}")
-            returned: Sequence[JobReturn] = launcher.launch(sweep, sweep.points(job_overrides, initial_job_idx), options)
+            returned: Sequence[JobReturn] = launcher.launch(
+                sweep, sweep.points(job_overrides, initial_job_idx), options
+            )
         except KeelBenchError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)

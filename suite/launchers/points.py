@@ -132,10 +132,11 @@ def work_of(sweep: SweepToLaunch, point: Point, environment: Mapping[str, str]) 
     return Work(point, sweep.context, sweep.function, Singleton.get_state(), Path.cwd(), environment)
 
 
-def announce(points: Sequence[Point]) -> None:
-    """Every job is on record before the cluster has it, so that none can vanish unseen."""
+def announce(points: Sequence[Point], **driver: Any) -> None:
+    """Every job is on record before the cluster has it, so that none can vanish unseen; with the process on which
+    they depend, if any."""
     for point in points:
-        mark(point.folder, "submitted", task=point.task)
+        mark(point.folder, "submitted", task=point.task, **driver)
 
 
 def told(points: Sequence[Point]) -> list[JobReturn]:

@@ -6,6 +6,7 @@ waits for ever for what no node has, and gives up all points for one dead worker
 
 import logging
 import os
+import platform
 import socket
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -42,7 +43,7 @@ def launch(sweep: SweepToLaunch, points: Sequence[Point], options: Mapping[str, 
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             refuse_unsatisfiable(nodes, {p.number: d for p, d in zip(points, demands, strict=True)})
         environment = {k: v for k, v in os.environ.items() if k.startswith(tuple(options["environment"]))}
-        announce(points)
+        announce(points, pid=os.getpid(), host=platform.node())
         log.info("Ray: %d points of %s", len(points), sweep.folder)
         # A worker of its own for each point: nothing of one point's memory or state is left for the next.
         task = ray.remote(max_calls=1)(_carry_out)
