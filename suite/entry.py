@@ -37,6 +37,7 @@ def enter(
     try:
         arguments = translate(sys.argv[1:])
         check_names(arguments, Path(conf_dir()))
+        _check_launcher(arguments)
     except KeelBenchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -50,6 +51,17 @@ def enter(
     if SweepFolder.path is None or SweepFolder.detached:  # --help, --cfg and their like ran no job
         return 0
     return 0 if finish(SweepFolder.path) else 1
+
+
+def _check_launcher(arguments: Sequence[str]) -> None:
+    """
+    Raises:
+        KeelBenchError: a launcher for one run, which Hydra would carry out here in silence.
+    """
+    sweeps = {"-m", "--multirun", "hydra.mode=MULTIRUN"}
+    shows = {"--help", "-h", "--cfg", "-c", "--info", "-i", "--hydra-help"}
+    if any(a.startswith("hydra/launcher=") for a in arguments) and not {*sweeps, *shows} & set(arguments):
+        raise KeelBenchError("hydra/launcher has no effect without -m: python -m suite -m hydra/launcher=…")
 
 
 def _module(function: Callable[..., object]) -> str:

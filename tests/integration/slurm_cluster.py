@@ -1,4 +1,4 @@
-"""A real Slurm of one node on loopback, with accounting, for the length of a test: no systemd, nothing outside its folder.
+"""A real Slurm of one node on loopback, with accounting, for the length of a test; nothing outside its folder.
 
 Needs root, and Debian's slurm-wlm, slurmdbd, munge and mariadb-server (`make clusters` installs them).
 """
@@ -28,8 +28,8 @@ def missing() -> str:
 
 
 class SlurmCluster:
-    """``with SlurmCluster(folder) as cluster``; programs that get ``cluster.environment`` use it. Two partitions share the
-    node: what comes to ``urgent`` pushes out what runs in ``main``, which has a grace time."""
+    """``with SlurmCluster(folder) as cluster``; programs that get ``cluster.environment`` use it. Two partitions share
+    the node: what comes to ``urgent`` pushes out what runs in ``main``, which has a grace time."""
 
     def __init__(self, folder: Path, cpus: int = 2):
         self.folder, self.cpus = folder, cpus
@@ -72,7 +72,8 @@ class SlurmCluster:
             "SlurmdSpoolDir": self.folder / "spool", "ProctrackType": "proctrack/linuxproc", "TaskPlugin": "task/none",
             "SwitchType": "switch/none", "MpiDefault": "none", "JobAcctGatherType": "jobacct_gather/none",
             "AccountingStorageType": "accounting_storage/slurmdbd", "AccountingStorageHost": "127.0.0.1",
-            "AccountingStoragePort": self._dbd_port, "AccountingStoragePass": self.folder / "munge/socket", "SelectType": "select/cons_tres",
+            "AccountingStoragePort": self._dbd_port, "AccountingStoragePass": self.folder / "munge/socket",
+            "SelectType": "select/cons_tres",
             "SelectTypeParameters": "CR_Core", "SchedulerParameters": "sched_interval=2,bf_interval=2",
             "PreemptType": "preempt/partition_prio", "PreemptMode": "REQUEUE", "ReturnToService": 2,
             "SlurmdParameters": "config_overrides", "MinJobAge": 20,
@@ -87,7 +88,9 @@ class SlurmCluster:
 
     def _idle(self) -> bool:
         command = ["sinfo", "--noheader", "--format=%T"]
-        return "idle" in subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60).stdout
+        return (
+            "idle" in subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60).stdout
+        )
 
     def _munge(self) -> None:
         place = self.folder / "munge"
