@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from eval.errors import KeelBenchError
+from suite.launchers.plugin import register
 from suite.launchers.points import Resources
 from suite.launchers.queue import Queue, QueueState, Submitted, ask, merged, settle
 from suite.launchers.ray import refuse_unsatisfiable
+from suite.paths import conf_dir
 from suite.status import progress
 from suite.sweep import mark
 
@@ -58,6 +60,18 @@ def test_what_is_no_resource(asked, message):
 )
 def test_a_state_out_of_the_file_and_the_queue(recorded, slurm, state):
     assert merged(recorded, None if slurm is None else QueueState(slurm)) == state
+
+
+@pytest.mark.parametrize(("name", "target"), [("ray", "RayLauncher"), ("submitit_slurm", "SlurmLauncher")])
+def test_the_shipped_launchers_ask_for_resources_under_the_same_names(name, target):
+    register()
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        config = compose("config", overrides=[f"hydra/launcher={name}"], return_hydra_config=True)
+    assert Resources(**OmegaConf.to_container(config.resources)) == Resources(gpus=0, cpus=1, memory_gb=None)
+    assert config.hydra.launcher._target_ == f"hydra_plugins.keelbench.{target}"
 
 
 @pytest.fixture
