@@ -31,7 +31,9 @@ class Submitted:
     summary: str | None = None  # id of the job that sums up
 
     def write(self, sweep: Path) -> None:
-        (sweep / SUBMITTED).write_text(json.dumps(asdict(self), indent=1))
+        part = sweep / f".{SUBMITTED}.part"
+        part.write_text(json.dumps(asdict(self), indent=1))
+        part.replace(sweep / SUBMITTED)  # whole or not at all: suite.status reads it meanwhile
 
 
 def submitted(sweep: Path) -> Submitted | None:

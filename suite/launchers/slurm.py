@@ -45,16 +45,17 @@ def launch(sweep: SweepToLaunch, points: Sequence[Point], options: Mapping[str, 
     configure_log(sweep.config.hydra.hydra_logging, sweep.config.hydra.verbose)
     announce(points)
     handed = submitted(sweep.folder)
-    jobs = dict(handed.jobs) if handed else {}  # Hydra hands over long sweeps in several batches
+    before = dict(handed.jobs) if handed else {}  # Hydra hands over long sweeps in several batches
+    jobs = dict(before)
     try:
         for resources, same in itertools.groupby(sorted(points, key=_asked), key=lambda point: point.resources):
-            ids = _submit(sweep, list(same), resources, options)
-            jobs |= ids
+            jobs |= _submit(sweep, list(same), resources, options)
             Submitted(SweepFolder.ending, jobs, handed.summary if handed else None).write(sweep.folder)
     except Exception as error:
+        if taken := _bases(jobs.values()) - _bases(before.values()):  # of other resources: all of a batch, or none
+            subprocess.run(["scancel", *taken], timeout=60)
         for point in points:
-            if str(point.folder.relative_to(sweep.folder)) not in jobs:
-                mark(point.folder, "failed", task=point.task, error=f"not submitted: {error}")
+            mark(point.folder, "failed", task=point.task, error=f"not submitted: {error}")
         raise KeelBenchError(f"Slurm refuses: {error}") from error
     log.info("Slurm: %d points of %s, jobs %s", len(points), sweep.folder, ", ".join(sorted(_bases(jobs.values()))))
     if options["detach"]:
@@ -78,7 +79,9 @@ def _submit(
 ) -> dict[str, str]:
     """The jobs' ids by the points' folders; one array, or one job each."""
     executor = _executor(sweep.folder, sweep.config.hydra.job.name, resources, options, options["timeout_min"])
-    work = [SlurmWork(work_of(sweep, point, {})) for point in points]  # sbatch hands over the environment
+    # sbatch hands over the environment, unless a site forbids it.
+    environment = {k: v for k, v in os.environ.items() if k.startswith("SUITE_")}
+    work = [SlurmWork(work_of(sweep, point, environment)) for point in points]
     jobs = executor.submit_array(work) if options["array"] else [executor.submit(one) for one in work]
     places = [str(point.folder.relative_to(sweep.folder)) for point in points]
     return dict(zip(places, (job.job_id for job in jobs), strict=True))
@@ -192,6 +195,10 @@ class SumUp:
         from suite.finish import finish
 
         os.chdir(self.home)
+        for _ in range(60):  # Slurm may still be clearing up after the last one
+            if not settle(self.sweep):
+                break
+            time.sleep(5)
         finish(self.sweep)
 
 
