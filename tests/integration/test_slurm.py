@@ -56,6 +56,11 @@ class Desk:
         summary = json.loads((sweep / "submitted.json").read_text())["summary"]
         return summary not in self.slurm.run("squeue", "--noheader", "--format=%i").split()
 
+    def hold(self, job: str) -> None:
+        """Keep a job in the queue, once it is there again."""
+        command = ["scontrol", "hold", job]
+        until(lambda: subprocess.run(command, env=self.environment, capture_output=True).returncode == 0, 60)
+
     def hold_answers(self, tokens: int) -> FileLock:
         """The lock of the answers of this length, taken, and the answers gone: a point that wants them waits."""
         manifests = [json.loads(f.read_text()) for f in self.cache.glob("completions/*/manifest.json")]
@@ -118,16 +123,18 @@ def test_a_preempted_point_and_one_out_of_time_go_on_later(desk, sweep):
 
     desk.slurm.run("scancel", "--signal=USR2", jobs["0"])  # what Slurm sends ahead of the time limit
     until(lambda: status(two / "0").get("error") == "stopped by Slurm, and queued again", 60)
-    # Until Slurm starts it again (two minutes after it was queued), an urgent job pushes out the other one.
+    desk.hold(jobs["0"])  # or Slurm starts it again after two minutes
     urgent = ["sbatch", "--partition=urgent", "--cpus-per-task=2", "--output=/dev/null", "--wrap=sleep 3"]
     desk.slurm.run(*urgent)
     until(lambda: status(two / "1").get("error") == "stopped by Slurm, and queued again", 60)
+    desk.hold(jobs["1"])
     seen = desk.suite(str(two), module="suite.status")
     assert "2 waiting" in seen.stdout
     assert "stopped by Slurm, and queued again" in seen.stdout
     for lock in locks:
         lock.release()
-    for job in jobs.values():  # not to wait for Slurm's two minutes
+    for job in jobs.values():
+        desk.slurm.run("scontrol", "release", job)
         desk.slurm.run("scontrol", "update", f"JobId={job}", "StartTime=now")
     until(lambda: desk.ended(two), 200, every=1)
     for number in ("0", "1"):
