@@ -78,10 +78,10 @@ def test_a_killed_worker_is_one_failed_point(cluster, cache_root, smollm2_folder
         "seed=1,2",
         SUITE_RUNS=str(runs), SUITE_CACHE=cache,
     )  # fmt: skip
-    until(lambda: any(status(f).get("state") == "running" for f in runs.glob("*/1")), 120, every=0.05)
+    until(lambda: any(status(f).get("state") == "running" for f in runs.glob("*/1")), 300, every=0.05)
     (folder,) = runs.iterdir()
     os.kill(status(folder / "1")["pid"], signal.SIGKILL)
-    out, err = sweep.communicate(timeout=200)
+    out, err = sweep.communicate(timeout=400)
 
     states = {n: status(folder / str(n))["state"] for n in range(4)}
     assert states == {0: "finished", 1: "failed", 2: "finished", 3: "finished"}, err
@@ -113,7 +113,7 @@ def test_a_killed_worker_is_one_failed_point(cluster, cache_root, smollm2_folder
 )
 def test_what_the_cluster_cannot_give_is_refused_before_anything_starts(cluster, tmp_path, arguments, message):
     sweep = cluster.start(*arguments, SUITE_RUNS=str(tmp_path))
-    _, err = sweep.communicate(timeout=120)
+    _, err = sweep.communicate(timeout=300)
     assert sweep.returncode != 0
     assert message in err
     assert "Traceback" not in err

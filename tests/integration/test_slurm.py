@@ -42,7 +42,7 @@ class Desk:
     def suite(self, *arguments: str, module: str = "suite") -> subprocess.CompletedProcess:
         return subprocess.run(
             [sys.executable, "-m", module, *arguments], cwd=ROOT, env=self.environment, capture_output=True, text=True,
-            timeout=200,
+            timeout=400,
         )  # fmt: skip
 
     def submit(self, *arguments: str) -> Path:
@@ -86,9 +86,9 @@ def sweep(desk):
     sweep = desk.submit("eval.max_new_tokens=3,4,5")
     seen = desk.suite(module="suite.status")
     assert "3 waiting" in seen.stdout or "running" in seen.stdout, seen.stdout + seen.stderr
-    until(lambda: status(sweep / "1").get("state") == "running", 120, every=0.05)
+    until(lambda: status(sweep / "1").get("state") == "running", 300, every=0.05)
     os.kill(status(sweep / "1")["pid"], signal.SIGKILL)
-    until(lambda: desk.ended(sweep), 200, every=1)
+    until(lambda: desk.ended(sweep), 400, every=1)
     return sweep
 
 
@@ -119,7 +119,7 @@ def test_a_preempted_point_and_one_out_of_time_go_on_later(desk, sweep):
     two = desk.submit("eval.max_new_tokens=3,5", "hydra.launcher.array=false", "hydra.launcher.timeout_min=5")
     jobs = json.loads((two / "submitted.json").read_text())["jobs"]
     waits = "waiting for another job"
-    until(lambda: all(waits in _log(two / n) for n in ("0", "1")), 120)
+    until(lambda: all(waits in _log(two / n) for n in ("0", "1")), 300)
 
     desk.slurm.run("scancel", "--signal=USR2", jobs["0"])  # what Slurm sends ahead of the time limit
     until(lambda: status(two / "0").get("error") == "stopped by Slurm, and queued again", 60)
@@ -136,7 +136,7 @@ def test_a_preempted_point_and_one_out_of_time_go_on_later(desk, sweep):
     for job in jobs.values():
         desk.slurm.run("scontrol", "release", job)
         desk.slurm.run("scontrol", "update", f"JobId={job}", "StartTime=now")
-    until(lambda: desk.ended(two), 200, every=1)
+    until(lambda: desk.ended(two), 400, every=1)
     for number in ("0", "1"):
         assert status(two / number)["state"] == "finished"
         assert _log(two / number).count(waits) == 1  # and the second time nobody held them
