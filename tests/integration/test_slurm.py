@@ -150,10 +150,12 @@ def test_waiting_for_the_end_and_what_slurm_refuses(desk, sweep):
                       "hydra.launcher.detach=false", "hydra.launcher.poll_s=1")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "Rows:" in done.stdout  # summed up here
-    refused = desk.suite("-m", "hydra/launcher=submitit_slurm", *QUICK, "resources.cpus=64")
+    refused = desk.suite("-m", "hydra/launcher=submitit_slurm", *QUICK, "resources.cpus=1,64")
     assert refused.returncode == 2
     assert "Slurm refuses" in refused.stderr
     assert "Traceback" not in refused.stderr
+    last = max(desk.runs.iterdir())
+    assert {status(last / n)["state"] for n in ("0", "1")} == {"failed"}  # the first had been taken, and was cancelled
 
 
 def _log(folder: Path) -> str:
