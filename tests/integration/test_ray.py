@@ -107,7 +107,7 @@ def test_a_killed_worker_is_one_failed_point(cluster, cache_root, smollm2_folder
     [
         (
             ["resources.gpus=0.5,2", "resources.cpus=1"],
-            "point 1: no node has 1 CPUs, 2 GPUs\nthe cluster's nodes have: 1 CPUs; 1 CPUs, 1 GPUs",
+            "point 1: no node has 1 CPUs, 2 GPUs\nthe cluster's nodes have: 1 CPUs, 1 GPUs, ",
         ),
         (["resources.cpus=0"], "resources.cpus=0: at least 1"),
         (["resources.gpu=1"], "resources.gpu"),

@@ -63,9 +63,8 @@ class Desk:
 
     def hold_answers(self, tokens: int) -> FileLock:
         """The lock of the answers of this length, taken, and the answers gone: a point that wants them waits."""
-        manifests = [json.loads(f.read_text()) for f in self.cache.glob("completions/*/manifest.json")]
-        entries = [f.parent for f, m in zip(self.cache.glob("completions/*/manifest.json"), manifests, strict=True)
-                   if f'"max_new_tokens": {tokens}' in json.dumps(m["inputs"])]  # fmt: skip
+        manifests = list(self.cache.glob("completions/*/manifest.json"))
+        entries = [f.parent for f in manifests if json.loads(f.read_text())["inputs"]["max_new_tokens"] == tokens]
         assert len(entries) == 1
         shutil.rmtree(entries[0])
         lock = FileLock(entries[0].parent / f".{entries[0].name}.lock")
