@@ -140,7 +140,9 @@ def _collect(ray: Any, running: dict[Any, Point]) -> None:
             try:
                 ray.get(reference)
             except ray.exceptions.RayTaskError as error:  # raised outside of what records its own errors
-                mark_dead(running[reference].folder, running[reference].task, str(error.cause))
+                cause = error.cause
+                told_error = str(cause) if isinstance(cause, KeelBenchError) else f"{type(cause).__name__}: {cause}"
+                mark_dead(running[reference].folder, running[reference].task, told_error)
             except ray.exceptions.RayError as error:  # its process, or its whole node, is gone
                 words = str(error).strip().splitlines() or [""]
                 mark_dead(running[reference].folder, running[reference].task, f"{type(error).__name__}: {words[0]}")

@@ -77,6 +77,7 @@ class SlurmCluster:
             "SelectTypeParameters": "CR_Core", "SchedulerParameters": "sched_interval=2,bf_interval=2",
             "PreemptType": "preempt/partition_prio", "PreemptMode": "REQUEUE", "ReturnToService": 2,
             "SlurmdParameters": "config_overrides", "MinJobAge": 20,
+            "EnforcePartLimits": "ALL",
         }, [
             f"NodeName={host} NodeAddr=127.0.0.1 CPUs={self.cpus} RealMemory={memory} State=UNKNOWN",
             f"PartitionName=main Nodes={host} Default=YES PriorityTier=1 GraceTime={GRACE_SECONDS} State=UP",

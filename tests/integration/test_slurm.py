@@ -63,9 +63,8 @@ class Desk:
 
     def hold_answers(self, tokens: int) -> FileLock:
         """The lock of the answers of this length, taken, and the answers gone: a point that wants them waits."""
-        manifests = [json.loads(f.read_text()) for f in self.cache.glob("completions/*/manifest.json")]
-        entries = [f.parent for f, m in zip(self.cache.glob("completions/*/manifest.json"), manifests, strict=True)
-                   if f'"max_new_tokens": {tokens}' in json.dumps(m["inputs"])]  # fmt: skip
+        manifests = list(self.cache.glob("completions/*/manifest.json"))
+        entries = [f.parent for f in manifests if json.loads(f.read_text())["inputs"]["max_new_tokens"] == tokens]
         assert len(entries) == 1
         shutil.rmtree(entries[0])
         lock = FileLock(entries[0].parent / f".{entries[0].name}.lock")
@@ -150,10 +149,12 @@ def test_waiting_for_the_end_and_what_slurm_refuses(desk, sweep):
                       "hydra.launcher.detach=false", "hydra.launcher.poll_s=1")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "Rows:" in done.stdout  # summed up here
-    refused = desk.suite("-m", "hydra/launcher=submitit_slurm", *QUICK, "resources.cpus=64")
+    refused = desk.suite("-m", "hydra/launcher=submitit_slurm", *QUICK, "resources.cpus=1,64")
     assert refused.returncode == 2
     assert "Slurm refuses" in refused.stderr
     assert "Traceback" not in refused.stderr
+    last = max(desk.runs.iterdir())
+    assert {status(last / n)["state"] for n in ("0", "1")} == {"failed"}  # the first had been taken, and was cancelled
 
 
 def _log(folder: Path) -> str:
