@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from suite.entry import enter
 from suite.paths import conf_dir
+from suite.preflight.start import before_run
 from suite.sweep import job, summarise
 
 
@@ -21,8 +22,8 @@ def _hydra(config: DictConfig) -> None:
 
 
 def main() -> int:
-    """Exit status: 0, or 1 where any run failed, or 2 where the command line was wrong."""
-    return enter(_hydra, summarise)
+    """Exit status: 0, or 1 where any run failed or a check before the first did, or 2 where the command line was wrong."""
+    return enter(_hydra, summarise, preflight=before_run)
 
 
 if __name__ == "__main__":

