@@ -22,7 +22,7 @@ def _hydra(config: DictConfig) -> None:
 
 
 def main() -> int:
-    """Exit status: 0, or 1 where any run failed or a check before the first did, or 2 where the command line was wrong."""
+    """Exit status: 0, 1 where a run failed or a check before the first did, 2 where the command line was wrong."""
     return enter(_hydra, summarise, preflight=before_run)
 
 

@@ -1,7 +1,6 @@
 """From the name of a source to a file or folder: your own path first, the local root next, the hub last."""
 
 import contextlib
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +71,7 @@ class Source:
         try:
             return load_dataset(hub.repo, hub.name, split=hub.split, revision=hub.revision)
         except (OSError, ValueError, RuntimeError) as error:
-            offline = "; HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else ""
+            offline = "; HF_HUB_OFFLINE is set" if hub_offline() else ""
             reason = str(error).splitlines()[0]
             raise DataError(
                 name,
@@ -149,7 +148,7 @@ def hub_errors(repo: str) -> Iterator[None]:
     except HFValidationError as error:
         raise MissingWeightsError(f"{repo!r} is neither a folder nor a valid hub name: {error}") from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+        offline = " (HF_HUB_OFFLINE is set)" if hub_offline() else ""
         raise MissingWeightsError(
             f"the weights of {repo} are not on this machine and the hub cannot be reached{offline}. Get them with {how}"
         ) from error
@@ -163,6 +162,13 @@ def hub_errors(repo: str) -> Iterator[None]:
         raise MissingWeightsError(
             f"the weights of {repo} are not here and the hub cannot be reached ({error}). Get them with {how}"
         ) from error
+
+
+def hub_offline() -> bool:
+    """Whether HF_HUB_OFFLINE keeps the hub's client from the network."""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
 
 
 def of_the_network(error: Exception) -> bool:

@@ -126,9 +126,10 @@ class Examination:
         self.findings.add(check_disk(first.paths.cache, "the cache", sum(s.output_bytes for s in stages)))
         self.findings.add(check_disk(self.asked.runs, "the runs", RUN_BYTES * runs))
         fetched = sum(place.download_bytes for place in self.places.values())
-        for source in self.wanted - self.places.keys():  # not here, and the hub does not say how large they are
+        for source in self.wanted - self.places.keys():  # not here, and no hub says how large they are
             shape = self._shape(source)
-            fetched += 2 * shape.parameters if shape is not None else 0  # as published: bfloat16
+            if shape is not None and not source.startswith("embedded:"):
+                fetched += 2 * shape.parameters  # bfloat16, as published
         if fetched:
             from huggingface_hub import constants
 
@@ -146,5 +147,5 @@ class Examination:
         if not stages and not self.unknown:
             said = "seconds: everything is in the cache"
         if self.unknown:
-            said += f"; {self.unknown} runs could not be reckoned"
+            said += f"; without {self.unknown} of {len(self.asked.points)} runs, which could not be reckoned"
         self.findings.add(Finding("time", "note", said))

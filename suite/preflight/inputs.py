@@ -9,7 +9,7 @@ from eval.errors import DataError
 from eval.records import Prompt
 from suite.plan import BenchmarkSource, RunPlan
 from suite.preflight.findings import Finding, Findings
-from suite.sources import Source, of_the_network
+from suite.sources import Source, hub_offline, of_the_network
 from suite.stages.data import Data, load_data, load_prompts
 from suite.stages.selection import cut_size
 from suite.stages.utility import load_tasks
@@ -120,11 +120,11 @@ def _ask_hub(name: str, source: Source, data_root: Path | None) -> str:
     except Exception as error:
         if not isinstance(error, OSError | ValueError | OfflineModeIsEnabled) and not of_the_network(error):
             raise
-        offline = "; HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else ""
+        reason = "HF_HUB_OFFLINE is set" if hub_offline() else str(error).splitlines()[0]
         raise DataError(
             name,
-            f"{source.local_hint(data_root)}, and {page} cannot be asked ({str(error).splitlines()[0]}{offline}). If it is gated, "
-            "accept its terms there and run `hf auth login`",
+            f"{source.local_hint(data_root)}, and {page} cannot be asked ({reason}). If it is gated, accept its terms "
+            "there and run `hf auth login`",
         ) from error
     return f"on the hub, permitted ({page}); counted when it is fetched"
 

@@ -107,7 +107,10 @@ def _planned(line: tuple[str, ...], values: dict[str, Any] | str) -> Point:
 
 
 def _told(error: Exception) -> str:
-    """Hydra's message on one line, its cause included."""
+    """Hydra's message on one line: its cause included, the key in full."""
     parts = [str(error)] + ([str(error.__cause__)] if error.__cause__ is not None else [])
     lines = [line.strip() for part in parts for line in part.splitlines()]
-    return " ".join(dict.fromkeys(line for line in lines if line and not line.startswith(("full_key", "object_type"))))
+    lines = [line for line in dict.fromkeys(lines) if line and not line.startswith("object_type")]
+    keys = [line.removeprefix("full_key: ") for line in lines if line.startswith("full_key: ")]
+    text = " ".join(line for line in lines if not line.startswith("full_key"))
+    return f"{keys[0]}: {text}" if keys and keys[0] not in text else text

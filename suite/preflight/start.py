@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from eval.errors import KeelBenchError
 from suite.preflight.arguments import parsed
+from suite.preflight.findings import Finding
 
 SWITCH = "SUITE_PREFLIGHT"  # "off": start without
 
@@ -28,12 +29,16 @@ def before_run(arguments: Sequence[str]) -> None:
         return
     found = examine(asked, fetch=True)
     for finding in found:
-        if finding.state == "warning" or finding.check == "time":
-            remedy = f"; {finding.remedy}" if finding.remedy else ""
-            label = "warning: " if finding.state == "warning" else ""
-            print(f"{label}{finding.check}: {finding.said}{remedy}", file=sys.stderr)
-    failed = [f"{f.said}{f'; {f.remedy}' if f.remedy else ''}" for f in found if f.state == "failed"]
-    if failed:
+        if finding.state == "warning":
+            print(f"warning: {finding.check}: {_whole(finding)}", file=sys.stderr)
+    failed = [_whole(finding) for finding in found if finding.state == "failed"]
+    if not failed:
+        print(*(f"time: {finding.said}" for finding in found if finding.check == "time"), file=sys.stderr)
+    else:
         runs = f"{len(asked.points)} runs" if len(asked.points) > 1 else "run"
         ending = f"nothing was started of the {runs}; `python -m suite.doctor` with the same words tells all checks"
         raise KeelBenchError("\n".join([*failed, ending]))
+
+
+def _whole(finding: Finding) -> str:
+    return f"{finding.said}; {finding.remedy}" if finding.remedy else finding.said

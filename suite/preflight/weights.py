@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Literal
 
 from eval.errors import KeelBenchError, MissingWeightsError
 from suite.preflight.shapes import KNOWN
-from suite.sources import check_model_folder, hub_errors
+from suite.sources import check_model_folder, hub_errors, hub_offline
 from suite.stages.models import embedded_gguf
 
 REACH_SECONDS = 10.0
@@ -102,10 +101,10 @@ def _hub(repo: str, revision: str | None) -> Place:
             check_whole(folder)
             return Place("hub", folder)
         except LocalEntryNotFoundError:
-            if os.environ.get("HF_HUB_OFFLINE"):
+            if hub_offline():
                 raise
         except MissingWeightsError:  # an unfinished download, which goes on when asked for again
-            if os.environ.get("HF_HUB_OFFLINE"):
+            if hub_offline():
                 raise
         api = HfApi()
         info = api.model_info(repo, revision=revision, files_metadata=True, timeout=REACH_SECONDS)
