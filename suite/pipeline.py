@@ -22,6 +22,7 @@ from suite.conditions import decoding, devices, template_fingerprint
 from suite.flops import compute_costs
 from suite.plan import RunPlan
 from suite.records import RunRecord, write_record
+from suite.sources import commit_of
 from suite.stages.checkpoints import curve_points, safety_curve
 from suite.stages.data import Data, benchmark_files, ids_key, load_data, load_prompts
 from suite.stages.finetuning import fine_tune_selection
@@ -196,6 +197,7 @@ def run(plan: RunPlan, folder: Path, sweep: str) -> RunRecord:
             },
             scorer_info=scored.scores.info if scored else {},
             versions=_versions(),
+            revisions=_revisions(plan, weights.commit, judge),
             benchmark_files=files,
             utility_settings=utility.settings,
             utility_stderr=utility.stderr,
@@ -338,6 +340,14 @@ def code_fingerprint() -> str:
         for file in sorted((root / package).rglob("*.py")):
             digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()[:20]
+
+
+def _revisions(plan: RunPlan, model: str, judge: Judge) -> dict[str, str]:
+    """The hub's commits that the run rests on; what did not come from the hub is left out."""
+    folder = getattr(judge, "weights", None)
+    found = {"model": model, "judge": commit_of(folder) if folder else "", "dataset": plan.dataset.source.hub_commit()}
+    found |= {benchmark.spec.name: benchmark.source.hub_commit() for benchmark in plan.benchmarks}
+    return {name: commit for name, commit in found.items() if commit}
 
 
 def _versions() -> dict[str, str]:

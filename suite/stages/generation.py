@@ -9,6 +9,7 @@ from eval.records import Completion, Prompt, as_rows
 from suite.cache import Entry, StageCache
 from suite.plan import BackendSpec, EvalSpec, VllmSpec
 from suite.progress import Advance, progress
+from suite.stages.adapter_files import check_adapter
 from suite.stages.data import ids_key
 from suite.stages.finetuning import Adapter
 from suite.stages.models import LoadedModel, load
@@ -215,7 +216,12 @@ class _Vllm:
 
 def with_adapter(base: Any, folder: Path) -> Any:
     """The model with a LoRA adapter on, in the base's dtype, as inference engines load adapters; in float32 they would
-    double the time."""
+    double the time.
+
+    Raises:
+        KeelBenchError: the folder's adapter is refused (``check_adapter``).
+    """
     from peft import PeftModel
 
+    check_adapter(folder)
     return PeftModel.from_pretrained(base, folder, autocast_adapter_dtype=False)
