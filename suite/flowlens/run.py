@@ -55,10 +55,9 @@ def check(plan: FlowLensPlan) -> Asked:
         problems.append(f"{empty} prompts of {plan.data} are empty, or nothing but punctuation")
     if not plan.benchmarks and plan.dataset is None:
         problems.append("no prompts: name a benchmark, such as benchmark=[xstest], or data=dataset")
-    checks: list[Callable[[], object]] = [
-        lambda: locate(plan.model),
-        lambda: check_adapter(plan.adapter) if plan.adapter else None,
-    ]
+    checks: list[Callable[[], object]] = [lambda: locate(plan.model)]
+    if (adapter := plan.adapter) is not None:
+        checks.append(lambda: check_adapter(adapter))
     if (reference := plan.reference) is not None:
         checks.append(lambda: load_geometry(reference))
     for each in checks:

@@ -276,3 +276,10 @@ def test_the_doctor_passes_the_default_run(tmp_path):
     done = doctor(f"paths.cache={tmp_path}")
     assert done.returncode == 0, done.stdout
     assert "none failed" in done.stdout
+
+
+def test_a_key_in_the_place_of_its_variables_name_is_refused_and_not_repeated():
+    with pytest.raises(KeelBenchError) as caught:
+        check_judge(judge("rubric", server="https://api.openai.com/v1", key_variable="sk-proj-1234"))
+    assert "name of an environment variable" in str(caught.value)
+    assert "1234" not in str(caught.value)
