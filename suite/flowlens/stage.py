@@ -16,7 +16,7 @@ from eval.geometry.principal import Principal
 from suite.cache import Entry, StageCache, file_sha256
 from suite.flowlens.states import Geometry, Trajectories, measure
 from suite.progress import progress
-from suite.stages.generation import with_adapter
+from suite.stages.inference import with_adapter
 from suite.stages.models import LoadedModel
 
 ARRAYS = "geometry.npz"
