@@ -18,7 +18,8 @@ def go(world: Path, weights: Path, hash_seed: str) -> Path:
     (world / "cache").mkdir(parents=True)
     (world / "cache" / "model").symlink_to(weights)
     done = subprocess.run(
-        [sys.executable, "-m", "suite", "method=larf", "method.layer=13", "model/align=none", "dataset.limit=10", "selection.k=6",
+        [sys.executable, "-m", "suite", "method=larf", "method.layer=13", "model/align=none", "dataset.limit=10",
+         "selection.k=6",
          "train.epochs=1", "eval.limit=2", "eval.max_new_tokens=4", "benchmark=[mini_harmful]", "tracking=disabled",
          "compute.threads=1", "seed=3"],
         cwd=ROOT,
