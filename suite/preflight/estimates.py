@@ -58,8 +58,13 @@ def rates(device: str, found: list[Gpu], threads: int | None) -> Rates:
     if kind != "cpu" and found:
         gpu = found[min(int(number or 0), len(found) - 1)]
         return gpu_rates(next((name for name in PEAKS if name in gpu.name), ""))
-    cores = threads or len(os.sched_getaffinity(0))
+    cores = threads or cores_here()
     return Rates({k: v * cores for k, v in CPU.items()}, f"{cores} CPU cores")
+
+
+def cores_here() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def gpu_rates(name: str) -> Rates:

@@ -1,5 +1,6 @@
 """This machine: its devices, and the memory that a run needs of it."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -144,7 +145,7 @@ def available(device: str, found: list[Gpu]) -> tuple[int, int]:
         return memory, memory
     totals = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     free = list(totals)
-    with open("/proc/meminfo") as lines:
+    with contextlib.suppress(OSError), open("/proc/meminfo") as lines:  # Linux's
         free += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
     root = Path("/sys/fs/cgroup")
     old = root / "memory"

@@ -27,7 +27,15 @@ def before_run(arguments: Sequence[str]) -> None:
     asked = read_command_line(arguments)
     if asked is None:
         return
-    found = examine(asked, fetch=True)
+    try:
+        found = examine(asked, fetch=True)
+    except KeelBenchError:
+        raise
+    except Exception as error:  # a check that breaks on an unknown machine must not keep anybody from running
+        print(
+            f"warning: the checks broke off ({type(error).__name__}: {error}); starting all the same", file=sys.stderr
+        )
+        return
     for finding in found:
         if finding.state == "warning":
             print(f"warning: {finding.check}: {_whole(finding)}", file=sys.stderr)

@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from baselines.records import Sample, Scores
 from eval.judges.model_judge import ModelJudge
 from eval.records import Prompt
@@ -30,6 +32,10 @@ class NotComputedError(Exception):
     def __init__(self, stage: str):
         self.stage = stage
         super().__init__(stage)
+
+
+# Not there; or there and damaged, which the run finds out by checksum and computes again.
+_GONE = (NotComputedError, OSError, ValueError, TypeError, LookupError, pa.ArrowException)
 
 
 class Lookup(StageCache):
@@ -132,7 +138,7 @@ class _Walk:
                 ).scores
                 lookup = self.data.lookup()
                 return [lookup[i] for i in select(plan.selection, scores)]
-            except NotComputedError:
+            except _GONE:
                 pass
         if plan.method.uses_model:
             per_token = _SCORING.get(plan.method.name, 2.0)
@@ -152,7 +158,7 @@ class _Walk:
                     model, selected, plan.train,
                     regularizer=plan.regularizer, seed=plan.seed, cache=cache, every=plan.evaluation.every,
                 )  # fmt: skip
-            except NotComputedError:
+            except _GONE:
                 pass
         samples = self.data.samples
         if selected is None:
@@ -176,7 +182,7 @@ class _Walk:
                 model, adapter, {name: asked},
                 evaluation=plan.evaluation, backend=plan.backend, cache=cache, method=plan.method,
             )  # fmt: skip
-        except NotComputedError:
+        except _GONE:
             return False
         return True
 

