@@ -226,7 +226,7 @@ def plan_from_config(config: Mapping[str, Any]) -> RunPlan:
     """
     known = {
         "model", "dataset", "method", "regularizer", "selection", "train", "benchmark", "eval", "utility", "judge",
-        "backend", "tracking", "compute", "paths", "seed", "arm",
+        "backend", "tracking", "compute", "paths", "seed", "arm", "scale",
     }  # fmt: skip
     refuse_unknown(config, known, "setting")
     method = method_of(config["method"])
@@ -243,6 +243,9 @@ def plan_from_config(config: Mapping[str, Any]) -> RunPlan:
     _names(config)
     if config["model"].get("trust_remote_code") and config["backend"]["name"] != "hf":
         raise KeelBenchError("model.trust_remote_code=true runs through transformers alone: it needs backend=hf")
+    adapted = config["backend"]["name"] == "vllm" and not config["backend"].get("merge_adapter") and method.fine_tunes
+    if config["utility"]["tasks"] and adapted and "lm_head" in config["train"]["target_modules"]:
+        raise KeelBenchError("vLLM gives no likelihoods with an adapter on lm_head; backend.merge_adapter=true")
     return RunPlan(
         model=model_spec(config["model"]),
         dataset=dataset_spec(config["dataset"]),

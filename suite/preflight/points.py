@@ -48,6 +48,10 @@ def read_command_line(arguments: Sequence[str], config: str = "config") -> Comma
         return None
     if asked.config_dir:
         asked.overrides.append(f"hydra.searchpath=[file://{Path(asked.config_dir).resolve()}]")
+    if any(override.startswith("hydra/launcher=") for override in asked.overrides):
+        from suite.launchers.plugin import register
+
+        register()
     try:
         with initialize_config_dir(conf_dir(), version_base="1.3"):
             hydra = GlobalHydra.instance().hydra

@@ -10,7 +10,9 @@ from typing import Any
 
 from baselines.records import Sample
 from baselines.regularizer import Regularizer
+from eval.flops import Work
 from suite.cache import Entry, StageCache
+from suite.conditions import devices
 from suite.plan import LoraRecipe
 from suite.progress import progress
 from suite.stages.data import ids_key
@@ -71,17 +73,17 @@ def fine_tune_selection(
     with tempfile.TemporaryDirectory(dir=cache.root, prefix=".checkpoints-") as aside:  # on the cache's file system
         kept = Path(aside)
 
-        def train(out: Path) -> int:
+        def train(out: Path) -> Work:
             return _train(model, samples, recipe, regularizer, seed, out, kept, every)
 
-        def collect(out: Path) -> int:
-            tokens = 0
+        def collect(out: Path) -> Work:
+            done = Work(flops=0.0)  # kept on the way, unless it takes a second training
             if not any(kept.iterdir()):
                 with tempfile.TemporaryDirectory() as again:
-                    tokens = train(Path(again))
+                    done = train(Path(again))
             for folder in list(kept.iterdir()):
                 os.rename(folder, out / folder.name)
-            return tokens
+            return done
 
         entry = cache.entry("adapter", "1", inputs, train, f"({len(samples)} samples)")
         kept_entry = None
@@ -107,7 +109,7 @@ def _train(
     out: Path,
     kept: Path,
     every: int | None,
-) -> int:
+) -> Work:
     """The adapter into ``out``, and into ``kept`` what it was after each ``every`` steps and at the end."""
     from suite.training import attach_lora, fine_tune
 
@@ -140,7 +142,7 @@ def _train(
     (out / "training.json").write_text(
         json.dumps({"curve": log.curve, "truncated": log.truncated, "regularizer": regularizer.report()}, indent=1)
     )
-    return log.tokens
+    return Work(log.tokens, log.flops, devices(model.compute.device)[1])
 
 
 def _save(adapted: Any, folder: Path) -> None:
