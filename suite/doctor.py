@@ -28,6 +28,7 @@ def main() -> int:
         return 0
     from pathlib import Path
 
+    from suite.experiments import check_asked, entry_point, named, names
     from suite.overrides import check_names
     from suite.paths import conf_dir
     from suite.preflight.examine import examine
@@ -36,7 +37,11 @@ def main() -> int:
     if any(a.startswith("+experiment=") for a in arguments) and not {"-m", "--multirun"} & set(arguments):
         arguments.insert(0, "-m")  # an experiment is a sweep
     try:
+        name = named(arguments)
+        if name in names() and (other := entry_point(name)) != "suite":
+            raise KeelBenchError(f"experiment {name} is one of `python -m {other}`, which checks its own")
         check_names(arguments, Path(conf_dir()))
+        check_asked(arguments)
         asked = read_command_line(arguments)
         if asked is None:
             raise KeelBenchError("this command line starts no run")

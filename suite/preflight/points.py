@@ -98,7 +98,7 @@ def _composed(hydra: Any, config: str, line: Sequence[str]) -> dict[str, Any] | 
     except (HydraException, OmegaConfBaseException) as error:
         return _told(error)
     assert isinstance(values, dict)
-    return {str(k): v for k, v in values.items()}
+    return {str(k): v for k, v in values.items() if k != "resources"}  # those are the launcher's to read
 
 
 def _planned(line: tuple[str, ...], values: dict[str, Any] | str) -> Point:

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from baselines.records import Sample, Scores
+from eval.flops import Work
 from eval.judges.model_judge import ModelJudge
 from eval.records import Prompt
 from suite.cache import MANIFEST, Entry, StageCache
@@ -42,7 +43,12 @@ class Lookup(StageCache):
     """A cache that finds entries and computes none. Checksums are left to the run: reading gigabytes takes long."""
 
     def entry(
-        self, stage: str, version: str, inputs: Mapping[str, Any], compute: Callable[[Path], int], label: str = ""
+        self,
+        stage: str,
+        version: str,
+        inputs: Mapping[str, Any],
+        compute: Callable[[Path], int | Work],
+        label: str = "",
     ) -> Entry:
         """
         Raises:
