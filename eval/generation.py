@@ -106,6 +106,8 @@ def generate_ids(
     )
     owner = model.get_base_model() if hasattr(model, "get_base_model") else model
     own, owner.generation_config = owner.generation_config, config
+    head = owner.get_output_embeddings()
+    hook = head.register_forward_pre_hook(_contiguous) if head is not None else None
     try:
         with torch.inference_mode():
             out = model.generate(
@@ -115,4 +117,16 @@ def generate_ids(
             )
     finally:
         owner.generation_config = own
+        if hook is not None:
+            hook.remove()
     return [[int(t) for t in row] for row in out[:, width:].tolist()]
+
+
+def _contiguous(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The output layer's input laid out densely.
+
+    After the prompts transformers asks it for the last position alone, a strided view, and on a CPU PyTorch then copies
+    the whole output matrix once a row of the batch: over half the time of 64 answers of 16 tokens. In bfloat16 the
+    logits were the same to the bit.
+    """
+    return (inputs[0].contiguous(), *inputs[1:])

@@ -129,3 +129,9 @@ def read_row(folder: Path) -> dict[str, Any] | None:
         return None
     row: dict[str, Any] = json.loads(path.read_text())
     return row
+
+
+def adapter_key(row: Mapping[str, Any]) -> str | None:
+    """The cache key of a run's adapter; None where it has none."""
+    stages = json.loads(row.get("stages") or "[]")
+    return next((s.removeprefix("adapter/") for s in stages if s.startswith("adapter/")), None)

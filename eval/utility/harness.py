@@ -1,11 +1,10 @@
-"""Runs a utility task through lm-eval, in this process, on the model that is loaded."""
+"""Runs a utility task through lm-eval, in this process, on the model that is loaded or the engine that runs."""
 
 import json
 import logging
 from dataclasses import dataclass
 from typing import Any
 
-from eval.flops import Shape
 from eval.utility.tasks import UtilityTask
 
 
@@ -15,37 +14,36 @@ class Utility:
 
     scores: dict[str, dict[str, float | None]]  # "gsm8k" → value, stderr, n
     samples: list[dict[str, Any]]
-    tokens: int  # of all documents' prompts and answers
-    flops: float  # by formula (eval.flops): every document's text forward once, with logits at all of its positions
+    lengths: tuple[int, ...]  # tokens of each document's prompt and answers
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.lengths)
 
 
 def run_task(
     task: UtilityTask,
-    model: Any,
-    tokenizer: Any,
+    lm: Any,
     *,
     limit: int | None,
     chat_template: bool,
-    batch_size: int,
     max_new_tokens: int | None = None,
 ) -> Utility:
-    """One task on a loaded model.
+    """One task on one model.
 
     Args:
+        lm: lm-eval's ``LM``, from ``eval.utility.language_models``.
         limit: documents a subject (MMLU has 57, BBH 27, MATH 7); None = all. The first ones, as lm-eval counts them.
         chat_template: prompts as chats, few-shot examples as earlier turns.
-        batch_size: sequences a forward pass.
         max_new_tokens: generated tokens at most, instead of the stock task's own number; None leaves that.
     """
     from lm_eval import simple_evaluate
     from lm_eval.api.group import Group
     from lm_eval.config.group import AggMetricConfig
-    from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
     for name in ("lm_eval", "lm-eval"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    lm = HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
     filters = [filter_name for _, filter_name in task.variants]
     group = Group(task.name + _GROUP, aggregate_metric_list=[AggMetricConfig(task.metric, filter_list=filters)])
     for part in task.parts:
@@ -86,8 +84,8 @@ def run_task(
             else None,  # "N/A" of one document
             "n": n,
         }
-    lengths = _lengths(results["samples"], tokenizer)
-    return Utility(scores, samples, sum(lengths), Shape.of(model).forward(lengths, sum(lengths)))
+    lengths = _lengths(results["samples"], lm.tokenizer)
+    return Utility(scores, samples, tuple(lengths))
 
 
 _GROUP = " (all subjects)"

@@ -31,8 +31,9 @@ def main() -> int:
         sweep = find_sweep(options.name, Path(os.environ.get("SUITE_RUNS", "runs")))
         if options.format == "html":
             from suite.report import write_report
+            from suite.report.others import write_other
 
-            print(write_report(sweep))
+            print("\n".join(map(str, write_other(sweep) or [write_report(sweep)])))
         else:
             from suite.report.text import render
 

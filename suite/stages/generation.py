@@ -1,13 +1,13 @@
 """Completions of every benchmark by the un-tuned or the fine-tuned model."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from baselines.method import Method
 from eval.chat import ChatFormat
 from eval.flops import Shape, Work
-from eval.generation import Steering
 from eval.records import Completion, Prompt, as_rows
 from suite.cache import Entry, StageCache
 from suite.conditions import devices
@@ -15,21 +15,12 @@ from suite.plan import BackendSpec, EvalSpec, VllmSpec
 from suite.progress import Advance, progress
 from suite.stages.data import ids_key
 from suite.stages.finetuning import Adapter
-from suite.stages.models import LoadedModel, load
+from suite.stages.inference import Inference
+from suite.stages.models import LoadedModel
 from suite.stages.scoring import _options as options_of
 from suite.tables import read_table, write_table
 
 STAGE, VERSION = "completions", "2"
-
-
-class Subject(Protocol):
-    """The model that answers, made ready when the first answer is missing."""
-
-    def answer(self, name: str, evaluation: EvalSpec, advance: Advance) -> list[Completion]:
-        """The completions of the benchmark ``name``."""
-        ...
-
-    def release(self) -> None: ...
 
 
 def check_backend(backend: BackendSpec | VllmSpec) -> None:
@@ -52,12 +43,26 @@ def complete(
     backend: BackendSpec | VllmSpec,
     cache: StageCache,
     method: Method | None = None,
+    inference: Inference | None = None,
 ) -> dict[str, tuple[list[Completion], Entry]]:
     """Each benchmark's completions, by its name; one cache entry a benchmark, so that adding one recomputes none.
 
     With ``hf`` a benchmark's prompts are batched among themselves: its completions do not depend on what else was asked
-    for. vLLM gets all that is missing in one call and batches as it goes.
+    for. vLLM gets all that is missing in one call and batches as it goes. Without ``inference`` what answers is loaded
+    or started for this call alone.
     """
+    if inference is None:
+        with Inference(model, backend, [adapter] if adapter else []) as own:
+            return complete(
+                model,
+                adapter,
+                prompts,
+                evaluation=evaluation,
+                backend=backend,
+                cache=cache,
+                method=method,
+                inference=own,
+            )
     method = method if method is not None and method.intervenes else None
     changed: dict[str, Any] = {}
     if method is not None:
@@ -68,23 +73,32 @@ def complete(
         for name, asked in prompts.items()
         if not (cache.root / STAGE / cache.key(STAGE, VERSION, inputs[name])).is_dir()
     }
-    subject: Subject = (
-        _Vllm(model, adapter, backend, prompts, list(missing))
-        if isinstance(backend, VllmSpec)
-        else _Transformers(model, adapter, backend, prompts, method)
-    )
+    together = _Together(inference, adapter, prompts, list(missing), evaluation)
+
+    def answer(name: str, advance: Advance) -> list[Completion]:
+        if isinstance(backend, VllmSpec):
+            return together(name, advance)
+        from eval.generation import generate
+
+        loaded = inference.transformers(adapter, method)
+        return generate(
+            *loaded,
+            prompts[name],
+            max_new_tokens=evaluation.max_new_tokens,
+            tokens_per_batch=backend.tokens_per_batch,
+            system=evaluation.system,
+            steering=inference.steering,
+            on_batch=advance,
+        )
 
     def count(asked: Sequence[Prompt], completions: Sequence[Completion]) -> Work:
         return _work(model, adapter, backend, asked, completions, evaluation.system, method)
 
     results = {}
-    try:
-        for name, asked in prompts.items():
-            entry = _benchmark(subject, name, asked, evaluation, inputs[name], cache, count)
-            rows = read_table(entry.path / "completions.parquet")
-            results[name] = ([Completion(**row) for row in rows], entry)
-    finally:
-        subject.release()
+    for name, asked in prompts.items():
+        entry = _benchmark(partial(answer, name), name, asked, inputs[name], cache, count)
+        rows = read_table(entry.path / "completions.parquet")
+        results[name] = ([Completion(**row) for row in rows], entry)
     return results
 
 
@@ -110,17 +124,16 @@ def _inputs(
 
 
 def _benchmark(
-    subject: Subject,
+    answer: Callable[[Advance], list[Completion]],
     name: str,
     asked: Sequence[Prompt],
-    evaluation: EvalSpec,
     inputs: Mapping[str, Any],
     cache: StageCache,
     count: Callable[[Sequence[Prompt], Sequence[Completion]], Work],
 ) -> Entry:
     def compute_stage(out: Path) -> Work:
         with progress(f"answering {name}", len(asked)) as advance:
-            completions = subject.answer(name, evaluation, advance)
+            completions = answer(advance)
         write_table(out / "completions.parquet", as_rows(completions))
         return count(asked, completions)
 
@@ -141,7 +154,7 @@ def _work(
     from transformers import AutoTokenizer
 
     new = [c.n_tokens for c in completions]
-    shape = Shape.of_folder(model.weights.folder, adapter.folder if adapter and not backend.merge_adapter else None)
+    shape = shape_of(model, adapter, backend)
     gpus = devices(model.compute.device, backend)[1]
     if shape is None:
         return Work(sum(new), None, gpus)
@@ -151,111 +164,40 @@ def _work(
     return Work(sum(new), flops, gpus)
 
 
-class _Transformers:
-    """transformers' generate, with the adapter on; loaded when the first answer is missing."""
+def shape_of(model: LoadedModel, adapter: Adapter | None, backend: BackendSpec | VllmSpec) -> Shape | None:
+    """What the operations of the model that answers depend on; None where its weights are of no kind known here."""
+    return Shape.of_folder(model.weights.folder, adapter.folder if adapter and not backend.merge_adapter else None)
+
+
+class _Together:
+    """vLLM's answers: the first one missing brings all of them, in one call."""
 
     def __init__(
         self,
-        model: LoadedModel,
+        inference: Inference,
         adapter: Adapter | None,
-        backend: BackendSpec,
-        prompts: Mapping[str, Sequence[Prompt]],
-        method: Method | None,
-    ):
-        self.model, self.adapter, self.backend, self.prompts = model, adapter, backend, prompts
-        self.method = method  # that intervenes
-        self._ready: tuple[Any, Any] | None = None
-        self._steering: Steering | None = None
-
-    def answer(self, name: str, evaluation: EvalSpec, advance: Advance) -> list[Completion]:
-        from eval.generation import generate
-
-        if self._ready is None:
-            self._ready = self._load()
-        return generate(
-            *self._ready,
-            self.prompts[name],
-            max_new_tokens=evaluation.max_new_tokens,
-            tokens_per_batch=self.backend.tokens_per_batch,
-            system=evaluation.system,
-            steering=self._steering,
-            on_batch=advance,
-        )
-
-    def _load(self) -> tuple[Any, Any]:
-        base, tokenizer = self.model.get()
-        if self.adapter is not None:
-            self.model.drop()
-            base = with_adapter(base, self.adapter.folder)
-            base = base.merge_and_unload() if self.backend.merge_adapter else base
-            base.eval()
-        if self.method is not None:
-            self.model.drop()  # what intervenes stays in the model
-            self._steering = self.method.intervene(base, tokenizer)
-        return base, tokenizer
-
-    def release(self) -> None:
-        self._ready = self._steering = None
-
-
-class _Vllm:
-    """vLLM's engine, started once; the first missing answer brings all of them."""
-
-    def __init__(
-        self,
-        model: LoadedModel,
-        adapter: Adapter | None,
-        backend: VllmSpec,
         prompts: Mapping[str, Sequence[Prompt]],
         missing: Sequence[str],
+        evaluation: EvalSpec,
     ):
-        self.model, self.adapter, self.backend, self.prompts = model, adapter, backend, prompts
+        self.inference, self.adapter, self.prompts, self.evaluation = inference, adapter, prompts, evaluation
         self._waiting = list(missing)
         self._answers: dict[str, list[Completion]] = {}
 
-    def answer(self, name: str, evaluation: EvalSpec, advance: Advance) -> list[Completion]:
+    def __call__(self, name: str, advance: Advance) -> list[Completion]:
         if name not in self._answers:
             asked = [name, *(other for other in self._waiting if other != name)]
             self._waiting = []
-            flat = [p for benchmark in asked for p in self.prompts[benchmark]]
-            answers = iter(self._generate(flat, evaluation, advance))
+            engine, adapter = self.inference.vllm(self.adapter)
+            answers = iter(
+                engine.generate(
+                    [p for benchmark in asked for p in self.prompts[benchmark]],
+                    adapter=adapter,
+                    max_new_tokens=self.evaluation.max_new_tokens,
+                    system=self.evaluation.system,
+                    on_batch=advance,
+                )
+            )
             for benchmark in asked:
                 self._answers[benchmark] = [next(answers) for _ in self.prompts[benchmark]]
         return self._answers.pop(name)
-
-    def _generate(self, prompts: Sequence[Prompt], evaluation: EvalSpec, advance: Advance) -> list[Completion]:
-        import tempfile
-        from dataclasses import asdict
-
-        from eval.vllm_engine import VllmEngine
-
-        self.model.drop()  # its memory is the engine's now
-        spec = self.model.spec
-        options = {k: v for k, v in asdict(self.backend).items() if k not in ("name", "merge_adapter")}
-        folder, adapter = self.model.weights.folder, self.adapter.folder if self.adapter else None
-        with tempfile.TemporaryDirectory() as scratch:
-            if adapter is not None and self.backend.merge_adapter:
-                base, tokenizer = load(folder, spec, self.model.compute)
-                folder = Path(scratch)
-                with_adapter(base, adapter).merge_and_unload().save_pretrained(folder)
-                tokenizer.save_pretrained(folder)
-                del base
-                adapter = None
-            with VllmEngine(folder, adapter, dtype=spec.dtype, **options) as engine:
-                return engine.generate(
-                    prompts,
-                    max_new_tokens=evaluation.max_new_tokens,
-                    system=evaluation.system,
-                    on_batch=advance,
-                )
-
-    def release(self) -> None:
-        self._answers.clear()
-
-
-def with_adapter(base: Any, folder: Path) -> Any:
-    """The model with a LoRA adapter on, in the base's dtype, as inference engines load adapters; in float32 they would
-    double the time."""
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(base, folder, autocast_adapter_dtype=False)
