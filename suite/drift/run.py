@@ -18,7 +18,7 @@ from suite.records import adapter_key
 from suite.report.find import find_sweep
 from suite.results import collect
 from suite.stages.data import ids_key, load_prompts
-from suite.stages.generation import with_adapter
+from suite.stages.inference import with_adapter
 from suite.stages.models import LoadedModel, prepare
 from suite.tables import write_table
 from suite.tracking import Tracker
