@@ -7,7 +7,7 @@ from typing import Any
 
 from suite.papers.compare import compare, sweep_rows
 from suite.papers.published import PublishedTable, tables
-from suite.report.find import experiments
+from suite.report.find import experiments_of
 from suite.report.load import Run
 
 Row = dict[str, Any]
@@ -60,8 +60,8 @@ class Section:
 
 
 def sections(runs: Sequence[Run], sweep: Path) -> list[Section]:
-    """One a published table that the runs' experiments are named after; none for other sweeps."""
-    asked = dict.fromkeys(name for run in runs for name in experiments(run.task))
+    """One a published table that the jobs' experiments are named after; none for other sweeps."""
+    asked = dict.fromkeys(name for status in sorted(sweep.rglob("status.json")) for name in experiments_of(status))
     found = dict.fromkeys(table for name in asked if (table := _table_of(name)) is not None)
     return [section(tables()[name], sweep, [str(run.row.get("run_id")) for run in runs]) for name in found]
 

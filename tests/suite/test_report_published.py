@@ -154,3 +154,17 @@ def test_what_a_label_holds_does_not_run(tmp_path):
     page = write_report(sweep).read_text()
     assert evil not in page
     assert "&lt;script&gt;alert(1)" in page[page.index('id="published"') :]
+
+
+def test_a_sweep_of_another_entry_point_has_the_table_alone(tmp_path):
+    from suite.tables import write_table
+
+    folder = tmp_path / "2025-01-31_12-00-00" / "0"
+    folder.mkdir(parents=True)
+    (folder / "status.json").write_text(json.dumps({"state": "finished", "task": "+experiment=flowlens_stability"}))
+    write_table(folder / "flowlens.parquet", [{"data": "xstest", "stability/projection": 0.9, "adapter": None}])
+    rows = list(csv.DictReader(io.StringIO(render(folder.parent, "csv"))))
+    found = {row["cell"]: row for row in rows}
+    assert float(found["xstest · projection"]["difference"]) == pytest.approx(0.9 - 0.98)
+    assert "the paper says only: above" in found["xstest · projection"]["note"]
+    assert render(folder.parent, "md").startswith("flowlens\\_stability: ")
