@@ -162,7 +162,9 @@ def test_a_sweep_of_another_entry_point_has_the_table_alone(tmp_path):
     folder = tmp_path / "2025-01-31_12-00-00" / "0"
     folder.mkdir(parents=True)
     (folder / "status.json").write_text(json.dumps({"state": "finished", "task": "+experiment=flowlens_stability"}))
-    write_table(folder / "flowlens.parquet", [{"data": "xstest", "stability/projection": 0.9, "adapter": None}])
+    write_table(
+        folder / "flowlens.parquet", [{"run_id": "f", "data": "xstest", "stability/projection": 0.9, "adapter": None}]
+    )
     rows = list(csv.DictReader(io.StringIO(render(folder.parent, "csv"))))
     found = {row["cell"]: row for row in rows}
     assert float(found["xstest · projection"]["difference"]) == pytest.approx(0.9 - 0.98)
