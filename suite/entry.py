@@ -39,11 +39,34 @@ def enter(
         arguments = translate(sys.argv[1:])
         check_names(arguments, Path(conf_dir()))
         check_asked(arguments)
+        _check_launcher(arguments)
     except KeelBenchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    if any(argument.startswith("hydra/launcher=") for argument in arguments):
+        from suite.launchers.plugin import register
+
+        register()
     sys.argv[1:] = arguments
+    SweepFolder.ending = f"{_module(finish)}:{finish.__qualname__}"
     application()
-    if SweepFolder.path is None:  # --help, --cfg and their like ran no job
+    if SweepFolder.path is None or SweepFolder.detached:  # --help, --cfg and their like ran no job
         return 0
     return 0 if finish(SweepFolder.path) else 1
+
+
+def _check_launcher(arguments: Sequence[str]) -> None:
+    """
+    Raises:
+        KeelBenchError: a launcher for one run, which Hydra would carry out here in silence.
+    """
+    sweeps = {"-m", "--multirun", "hydra.mode=MULTIRUN"}
+    shows = {"--help", "-h", "--cfg", "-c", "--info", "-i", "--hydra-help"}
+    if any(a.startswith("hydra/launcher=") for a in arguments) and not {*sweeps, *shows} & set(arguments):
+        raise KeelBenchError("hydra/launcher has no effect without -m: python -m suite -m hydra/launcher=…")
+
+
+def _module(function: Callable[..., object]) -> str:
+    """By which another process can import it, although this one runs it as ``__main__``."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec.name if function.__module__ == "__main__" and spec is not None else function.__module__

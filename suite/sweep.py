@@ -44,33 +44,53 @@ def carry_out(config: DictConfig, work: Callable[[dict[str, Any], Path, str], st
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
     sweep = folder.parent.name
-    _write_status(folder, state="running", task=hydra.job.override_dirname)
+    mark(folder, "running", task=hydra.job.override_dirname)
     try:
         resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         assert isinstance(resolved, dict)
+        resolved.pop("resources", None)  # the launcher's
         run_id = work({str(k): v for k, v in resolved.items()}, folder, sweep)
     except (KeelBenchError, OmegaConfBaseException) as error:
         for line in str(error).splitlines():
             log.error("%s", line)
-        _write_status(folder, state="failed", task=hydra.job.override_dirname, error=str(error))
+        mark(folder, "failed", task=hydra.job.override_dirname, error=str(error))
     except Exception as error:
         (folder / "traceback.txt").write_text(traceback.format_exc())
         log.error("%s: %s (traceback in %s)", type(error).__name__, error, folder / "traceback.txt")
-        _write_status(folder, state="failed", task=hydra.job.override_dirname, error=f"{type(error).__name__}: {error}")
+        mark(folder, "failed", task=hydra.job.override_dirname, error=f"{type(error).__name__}: {error}")
     except BaseException as error:  # interrupted or told to stop: say so, and stop
-        _write_status(folder, state="failed", task=hydra.job.override_dirname, error=repr(error))
+        mark(folder, "failed", task=hydra.job.override_dirname, error=repr(error))
         raise
     else:
-        _write_status(folder, state="finished", task=hydra.job.override_dirname, run_id=run_id)
+        mark(folder, "finished", task=hydra.job.override_dirname, run_id=run_id)
 
 
-def _write_status(folder: Path, **fields: Any) -> None:
+def mark(folder: Path, state: str, **fields: Any) -> None:
+    """Put a job's state on record: submitted, running, finished or failed."""
     path, now = folder / STATUS, datetime.now(UTC).isoformat(timespec="seconds")
-    if fields["state"] == "running":  # by which `suite.status` sees whether it still does
+    folder.mkdir(parents=True, exist_ok=True)
+    if state == "running":  # by which `suite.status` sees whether it still does
         fields |= {"started": now, "pid": os.getpid(), "host": platform.node()}
     elif path.is_file():
         fields["started"] = json.loads(path.read_text()).get("started", now)
-    path.write_text(json.dumps({**fields, "time": now}, indent=1))
+    text = json.dumps({"state": state, **fields, "time": now}, indent=1)
+    part = path.with_name(f".{STATUS}.{os.getpid()}")
+    part.write_text(text)
+    part.replace(path)  # whole or not at all: others read it meanwhile
+
+
+def mark_dead(folder: Path, task: str, error: str) -> None:
+    """A job that can no longer tell how it went failed, unless it had told before."""
+    if read_state(folder) not in ("finished", "failed"):
+        mark(folder, "failed", task=task, error=error)
+
+
+def read_state(folder: Path) -> str:
+    """A job's recorded state; "unknown" where there is none."""
+    try:
+        return str(json.loads((folder / STATUS).read_text())["state"])
+    except (OSError, ValueError, KeyError):
+        return "unknown"
 
 
 class SweepFolder(Callback):
@@ -78,6 +98,8 @@ class SweepFolder(Callback):
     be reliable is done by the entry point, after Hydra has returned.)"""
 
     path: ClassVar[Path | None] = None
+    detached: ClassVar[bool] = False  # a launcher has handed the jobs over and does not wait for them
+    ending: ClassVar[str] = ""  # module:function that sums up this entry point's sweeps
 
     def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
         type(self).path = Path(config.hydra.runtime.output_dir).parent

@@ -14,11 +14,7 @@ class Utility:
 
     scores: dict[str, dict[str, float | None]]  # "gsm8k" → value, stderr, n
     samples: list[dict[str, Any]]
-    lengths: tuple[int, ...]  # tokens of each document's prompt and answers
-
-    @property
-    def tokens(self) -> int:
-        return sum(self.lengths)
+    lengths: list[int]  # tokens of every document's prompt with its generated answers, once each
 
 
 def run_task(
@@ -84,8 +80,7 @@ def run_task(
             else None,  # "N/A" of one document
             "n": n,
         }
-    lengths = _lengths(results["samples"], lm.tokenizer)
-    return Utility(scores, samples, tuple(lengths))
+    return Utility(scores, samples, _lengths(results["samples"], lm.tokenizer))
 
 
 _GROUP = " (all subjects)"

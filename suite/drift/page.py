@@ -57,8 +57,8 @@ def _plot(label: str, points: list[Row]) -> Plot:
     with style():
         drawn = figure(2.6)
         axis = drawn.subplots()
-        axis.scatter(*before.T, s=10, color=MUTED, linewidths=0, alpha=0.7, label="un-tuned")
-        axis.scatter(*after.T, s=10, color=color_of(0), linewidths=0, alpha=0.7, label=label)
+        axis.scatter(before[:, 0], before[:, 1], s=10, color=MUTED, linewidths=0, alpha=0.7, label="un-tuned")
+        axis.scatter(after[:, 0], after[:, 1], s=10, color=color_of(0), linewidths=0, alpha=0.7, label=label)
         start, end = before.mean(axis=0), after.mean(axis=0)
         axis.annotate("", xy=tuple(end), xytext=tuple(start), arrowprops={"arrowstyle": "->", "linewidth": 1.6})
         # The same frame in every panel, so that moves can be compared.

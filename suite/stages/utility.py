@@ -1,13 +1,13 @@
 """Utility tasks on the un-tuned or the fine-tuned model; one stage a task."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from eval.errors import KeelBenchError
-from eval.flops import Work
+from eval.flops import Shape, Work
 from eval.metrics import Rate
 from eval.sandbox import Sandbox
 from eval.utility.harness import run_task
@@ -18,7 +18,6 @@ from suite.conditions import devices
 from suite.plan import BackendSpec, UtilitySpec, VllmSpec
 from suite.progress import progress
 from suite.stages.finetuning import Adapter
-from suite.stages.generation import shape_of
 from suite.stages.inference import Inference
 from suite.stages.models import LoadedModel
 from suite.tables import read_table, write_table
@@ -88,6 +87,13 @@ def measure_utility(
                 made.append(through_transformers(*inference.transformers(adapter), batch_size=spec.batch_size))
         return made[0]
 
+    def work(lengths: Sequence[int]) -> Work:
+        """Every document's text forward once, with logits at all of its positions."""
+        lora = adapter.folder if adapter and not backend.merge_adapter else None
+        shape = Shape.of_folder(model.weights.folder, lora)
+        flops = None if shape is None else shape.forward(lengths, sum(lengths))
+        return Work(sum(lengths), flops, devices(model.compute.device, backend)[1])
+
     rates: dict[str, Rate] = {}
     stderr: dict[str, float | None] = {}
     settings: dict[str, Any] = {}
@@ -107,10 +113,7 @@ def measure_utility(
                 )
             (out / "scores.json").write_text(json.dumps(found.scores, indent=1))
             write_table(out / "samples.parquet", found.samples)
-            # Every document's text forward once, with logits at all of its positions.
-            shape = shape_of(model, adapter, backend)
-            flops = None if shape is None else shape.forward(found.lengths, found.tokens)
-            return Work(found.tokens, flops, devices(model.compute.device, backend)[1])
+            return work(found.lengths)
 
         measured_with = {
             "backend": backend.name,
