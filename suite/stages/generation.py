@@ -154,7 +154,7 @@ def _work(
     from transformers import AutoTokenizer
 
     new = [c.n_tokens for c in completions]
-    shape = shape_of(model, adapter, backend)
+    shape = Shape.of_folder(model.weights.folder, adapter.folder if adapter and not backend.merge_adapter else None)
     gpus = devices(model.compute.device, backend)[1]
     if shape is None:
         return Work(sum(new), None, gpus)
@@ -162,11 +162,6 @@ def _work(
     systems = [system] if method is None or method.second_system is None else [system, method.second_system]
     flops = sum(shape.answering([len(chat.prompt_ids(p.text, turn)) for p in prompts], new) for turn in systems)
     return Work(sum(new), flops, gpus)
-
-
-def shape_of(model: LoadedModel, adapter: Adapter | None, backend: BackendSpec | VllmSpec) -> Shape | None:
-    """What the operations of the model that answers depend on; None where its weights are of no kind known here."""
-    return Shape.of_folder(model.weights.folder, adapter.folder if adapter and not backend.merge_adapter else None)
 
 
 class _Together:
