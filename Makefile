@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE ?= 1
 export OMP_WAIT_POLICY ?= passive
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test papers setup setup-vllm sandbox clusters lint bench clean
+.PHONY: demo test papers setup setup-vllm sandbox clusters lint bench audit clean
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -61,6 +61,13 @@ lint: setup
 # Speed, as ratios against the plain implementations in the same run; SUITE_DATA names real data (docs/benchmarks).
 bench: setup
 	$(PY) -m tests.benchmarks
+
+# Known vulnerabilities of the pinned versions, by pip-audit in an environment of its own. Needs PyPI's advisories (or
+# OSV's: AUDIT="-s osv"); a package that cannot be looked up fails the target, too.
+audit: setup
+	test -x $(VENV)-audit/bin/pip-audit || ($(VENV)/bin/uv venv --quiet $(VENV)-audit \
+	  && $(VENV)/bin/uv pip install --quiet --python $(VENV)-audit/bin/python 'pip-audit>=2.9')
+	$(VENV)-audit/bin/pip-audit --strict --no-deps --disable-pip $(AUDIT) --requirement constraints.txt
 
 clean:
 	rm -rf cache runs build *.egg-info

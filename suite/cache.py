@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -22,6 +23,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from eval.errors import KeelBenchError
 from eval.flops import Work
 from suite.machine import gpu_peak_memory_mb, peak_memory_mb, restart_peaks
 
@@ -71,6 +73,21 @@ def fingerprint(value: Any) -> str:
 def file_sha256(path: Path) -> str:
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+_STAGE = re.compile(r"([a-z_]+)/([A-Za-z0-9_-]+)")
+
+
+def stage_and_key(text: str) -> tuple[str, str]:
+    """The two parts of a record's ``stage/key``, which becomes a path: records may come from strangers.
+
+    Raises:
+        KeelBenchError: it is none.
+    """
+    found = _STAGE.fullmatch(text)
+    if found is None:
+        raise KeelBenchError(f"{text[:80]!r} names no stage")
+    return found.group(1), found.group(2)
 
 
 class StageCache:
@@ -125,7 +142,12 @@ class StageCache:
         return fingerprint({"stage": stage, "version": version, "inputs": dict(inputs)})
 
     def find(self, stage: str, key: str) -> Entry | None:
-        """A finished entry by its key; None where there is none, or a damaged one."""
+        """A finished entry by its key; None where there is none, or a damaged one.
+
+        Raises:
+            KeelBenchError: names that could not be an entry's.
+        """
+        stage_and_key(f"{stage}/{key}")
         return self._found(stage, key, self.root / stage / key)
 
     def _compute(

@@ -23,23 +23,25 @@ def enter(
     application: Callable[[], None],
     finish: Callable[[Path], bool],
     translate: Callable[[Sequence[str]], list[str]] = list,
+    preflight: Callable[[Sequence[str]], None] = lambda arguments: None,
 ) -> int:
     """Check the command line, run the Hydra ``application``, and let ``finish`` sum up the sweep's folder.
 
     Args:
         finish: told the folder; says whether everything went well.
         translate: the user's arguments to Hydra's.
+        preflight: told Hydra's arguments; raises ``KeelBenchError`` where no job should start.
 
     Returns:
-        Exit status: 0, or 1 where any run failed, or 2 where the command line was wrong.
+        Exit status: 0, or 1 where any run failed or none was started, or 2 where the command line was wrong.
     """
     # A matter between peft and transformers, said again for every model.
     warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
     try:
         arguments = translate(sys.argv[1:])
         check_names(arguments, Path(conf_dir()))
-        _check_launcher(arguments)
         check_asked(arguments)
+        _check_launcher(arguments)
     except KeelBenchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -47,6 +49,12 @@ def enter(
         from suite.launchers.plugin import register
 
         register()
+    try:
+        preflight(arguments)
+    except KeelBenchError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        return 1
     sys.argv[1:] = arguments
     SweepFolder.ending = f"{_module(finish)}:{finish.__qualname__}"
     application()

@@ -2,7 +2,6 @@
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
-
 from hydra_plugins.keelbench import RayLauncher, SlurmLauncher
 
 
