@@ -72,8 +72,8 @@ def show_mean(row: Row, name: str) -> str:
 def conditions(rows: Sequence[Row]) -> dict[str, list[str]]:
     """What differs between rows although a comparison wants it equal, with the values found."""
     matter: tuple[str, ...] = (
-        "model", "aligned", "dataset", "judge", "judge_version", "backend", "decoding", "max_new_tokens", "dtype", "device",
-        "gpus", "fingerprint/template", "fingerprint/prompts", "fingerprint/utility", "fingerprint/data",
+        "model", "aligned", "dataset", "judge", "judge_version", "backend", "decoding", "max_new_tokens", "dtype",
+        "device", "gpus", "fingerprint/template", "fingerprint/prompts", "fingerprint/utility", "fingerprint/data",
         "fingerprint/code", "prompt_limit",
     )  # fmt: skip
     # Library versions, and commits of what came from the hub.
