@@ -31,14 +31,19 @@ class RayCluster:
         self.environment = {**os.environ, "RAY_TMPDIR": str(folder), "RAY_AUTH_MODE": "token",
                             "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # fmt: skip
         self.log = (folder / "cluster.log").open("w")
+        self.start_command = start
+        # A node that has not come up within Ray's own 30 s, on a busy machine say, ends the whole cluster.
+        self.address = next((address for _ in range(3) if (address := self._up())), "")
+        assert self.address, (folder / "cluster.log").read_text()[-2000:]
+        self.prefix = ["nsenter", f"--target={self.process.pid}", "--net"] if alone else []
+
+    def _up(self) -> str:
         self.process = subprocess.Popen(
-            start, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True,
+            self.start_command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True,
             env=self.environment,
         )  # fmt: skip
-        self.prefix = ["nsenter", f"--target={self.process.pid}", "--net"] if alone else []
         assert self.process.stdout is not None
-        self.address = next((line.strip() for line in self.process.stdout if line[:1].isdigit()), "")
-        assert self.address, (folder / "cluster.log").read_text()[-2000:]
+        return next((line.strip() for line in self.process.stdout if line[:1].isdigit()), "")
 
     def close(self) -> None:
         self.process.communicate(timeout=60)
