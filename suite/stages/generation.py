@@ -1,5 +1,7 @@
 """Completions of every benchmark by the un-tuned or the fine-tuned model."""
 
+import contextlib
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,15 +16,19 @@ from suite.stages.finetuning import Adapter
 from suite.stages.models import LoadedModel, load
 from suite.stages.scoring import _options as options_of
 from suite.tables import read_table, write_table
+from suite.unfinished import Unfinished
+
+log = logging.getLogger(__name__)
 
 STAGE, VERSION = "completions", "2"
+CHUNK = 1024  # prompts that vLLM is given at once
 
 
 class Subject(Protocol):
     """The model that answers, made ready when the first answer is missing."""
 
-    def answer(self, name: str, evaluation: EvalSpec, advance: Advance) -> list[Completion]:
-        """The completions of the benchmark ``name``."""
+    def answer(self, name: str, evaluation: EvalSpec, advance: Advance, parts: "Parts") -> list[Completion]:
+        """The completions of the benchmark ``name``, those in ``parts`` taken from there."""
         ...
 
     def release(self) -> None: ...
@@ -104,13 +110,32 @@ def _inputs(
 def _benchmark(
     subject: Subject, name: str, n: int, evaluation: EvalSpec, inputs: Mapping[str, Any], cache: StageCache
 ) -> Entry:
-    def compute_stage(out: Path) -> int:
+    def compute_stage(out: Path, unfinished: Unfinished) -> int:
         with progress(f"answering {name}", n) as advance:
-            completions = subject.answer(name, evaluation, advance)
+            completions = subject.answer(name, evaluation, advance, Parts(unfinished))
         write_table(out / "completions.parquet", as_rows(completions))
         return sum(c.n_tokens for c in completions)
 
-    return cache.entry(STAGE, VERSION, inputs, compute_stage, f"{name} ({n} prompts)")
+    return cache.resumable_entry(STAGE, VERSION, inputs, compute_stage, f"{name} ({n} prompts)")
+
+
+class Parts:
+    """Batches of completions that are on disk before their benchmark is finished."""
+
+    def __init__(self, unfinished: Unfinished):
+        self._unfinished = unfinished
+        files = unfinished.sound("part-")
+        self.kept = {row["prompt_id"]: Completion(**row) for file in files for row in read_table(file)}
+        self._count = len(files)
+        if self.kept:
+            log.info("%d completions are there already", len(self.kept))
+
+    def keep(self, completions: Sequence[Completion]) -> None:
+        # Numbered on from what is there; a number that returns after a damaged part has another checksum.
+        self._unfinished.keep(
+            f"part-{self._count:06d}.parquet", lambda path: write_table(path, as_rows(list(completions)))
+        )
+        self._count += 1
 
 
 class _Transformers:
@@ -128,7 +153,7 @@ class _Transformers:
         self.method = method  # that intervenes
         self._ready: tuple[Any, Any] | None = None
 
-    def answer(self, name: str, evaluation: EvalSpec, advance: Advance) -> list[Completion]:
+    def answer(self, name: str, evaluation: EvalSpec, advance: Advance, parts: Parts) -> list[Completion]:
         from eval.generation import generate
 
         if self._ready is None:
@@ -140,6 +165,8 @@ class _Transformers:
             tokens_per_batch=self.backend.tokens_per_batch,
             system=evaluation.system,
             on_batch=advance,
+            kept=parts.kept,
+            keep=parts.keep,
         )
 
     def _load(self) -> tuple[Any, Any]:
@@ -159,7 +186,8 @@ class _Transformers:
 
 
 class _Vllm:
-    """vLLM's engine, started once; the first missing answer brings all of them."""
+    """vLLM's engine, started once. It is given the missing prompts of all benchmarks in their order, ``CHUNK`` at a time,
+    so that a small benchmark does not leave it idle; a kill loses a chunk."""
 
     def __init__(
         self,
@@ -170,20 +198,33 @@ class _Vllm:
         missing: Sequence[str],
     ):
         self.model, self.adapter, self.backend, self.prompts = model, adapter, backend, prompts
-        self._waiting = list(missing)
-        self._answers: dict[str, list[Completion]] = {}
+        self._missing = list(missing)
+        self._answers: dict[tuple[str, str], Completion] = {}  # by benchmark and prompt
+        self._open = contextlib.ExitStack()
+        self._engine: Any = None
 
-    def answer(self, name: str, evaluation: EvalSpec, advance: Advance) -> list[Completion]:
-        if name not in self._answers:
-            asked = [name, *(other for other in self._waiting if other != name)]
-            self._waiting = []
-            flat = [p for benchmark in asked for p in self.prompts[benchmark]]
-            answers = iter(self._generate(flat, evaluation, advance))
-            for benchmark in asked:
-                self._answers[benchmark] = [next(answers) for _ in self.prompts[benchmark]]
-        return self._answers.pop(name)
+    def answer(self, name: str, evaluation: EvalSpec, advance: Advance, parts: Parts) -> list[Completion]:
+        self._answers |= {(name, p.id): parts.kept[p.id] for p in self.prompts[name] if p.id in parts.kept}
+        while waiting := self._waiting(name):
+            chunk = waiting + [x for other in self._missing if other != name for x in self._waiting(other)]
+            chunk = chunk[:CHUNK]
+            if self._engine is None:
+                self._engine = self._start()
+            fresh = self._engine.generate(
+                [prompt for _, prompt in chunk], max_new_tokens=evaluation.max_new_tokens, system=evaluation.system
+            )
+            for (benchmark, prompt), completion in zip(chunk, fresh, strict=True):
+                self._answers[benchmark, prompt.id] = completion
+            mine = [c for (benchmark, _), c in zip(chunk, fresh, strict=True) if benchmark == name]
+            parts.keep(mine)
+            advance(len(mine))
+        self._missing = [other for other in self._missing if other != name]
+        return [self._answers[name, p.id] for p in self.prompts[name]]
 
-    def _generate(self, prompts: Sequence[Prompt], evaluation: EvalSpec, advance: Advance) -> list[Completion]:
+    def _waiting(self, name: str) -> list[tuple[str, Prompt]]:
+        return [(name, p) for p in self.prompts[name] if (name, p.id) not in self._answers]
+
+    def _start(self) -> Any:
         import tempfile
         from dataclasses import asdict
 
@@ -193,23 +234,19 @@ class _Vllm:
         spec = self.model.spec
         options = {k: v for k, v in asdict(self.backend).items() if k not in ("name", "merge_adapter")}
         folder, adapter = self.model.weights.folder, self.adapter.folder if self.adapter else None
-        with tempfile.TemporaryDirectory() as scratch:
-            if adapter is not None and self.backend.merge_adapter:
-                base, tokenizer = load(folder, spec, self.model.compute)
-                folder = Path(scratch)
-                with_adapter(base, adapter).merge_and_unload().save_pretrained(folder)
-                tokenizer.save_pretrained(folder)
-                del base
-                adapter = None
-            with VllmEngine(folder, adapter, dtype=spec.dtype, **options) as engine:
-                return engine.generate(
-                    prompts,
-                    max_new_tokens=evaluation.max_new_tokens,
-                    system=evaluation.system,
-                    on_batch=advance,
-                )
+        scratch = self._open.enter_context(tempfile.TemporaryDirectory())
+        if adapter is not None and self.backend.merge_adapter:
+            base, tokenizer = load(folder, spec, self.model.compute)
+            folder = Path(scratch)
+            with_adapter(base, adapter).merge_and_unload().save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            del base
+            adapter = None
+        return self._open.enter_context(VllmEngine(folder, adapter, dtype=spec.dtype, **options))
 
     def release(self) -> None:
+        self._open.close()
+        self._engine = None
         self._answers.clear()
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from baselines.method import Engine, Method
 from baselines.records import Scores
-from suite.cache import Entry, StageCache, fingerprint
+from suite.cache import Entry, StageCache
 from suite.machine import kept_memory
 from suite.plan import ComputeSpec
 from suite.progress import progress
@@ -18,6 +18,7 @@ from suite.stages.data import Data
 from suite.stages.models import LoadedModel
 from suite.stages.scoring_ranks import Job, processes, score_over_processes
 from suite.tables import read_table
+from suite.unfinished import Unfinished
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def score(
         method = method.calibrated(json.loads((entry.path / "calibration.json").read_text()))
         entries = (entry,)
 
-    def compute_stage(out: Path) -> int:
+    def compute_stage(out: Path, unfinished: Unfinished) -> int:
         if method.uses_model and (ranks := processes(compute.scoring_processes, method)) > 1:
             model.drop()  # its memory is the ranks' now
             job = Job(method, data.samples, model.weights.folder, model.spec, compute, seed)
@@ -46,15 +47,13 @@ def score(
             write_scores(out, scores)
             return int(scores.info.get("tokens", 0))
         scorer, tokenizer = model.get() if method.uses_model else (None, None)
-        unfinished = cache.root / "unfinished" / fingerprint(inputs)
-        resumable = method.resumable_in(str(unfinished))
+        resumable = method.resumable_in(str(unfinished.folder))
         with kept_memory(), progress(f"scoring with {method.name}", len(data.samples)) as advance:
             engine = _engine(compute, advance)
             scores = resumable.score(scorer, tokenizer, data.samples, seed=seed, engine=engine)
         write_scores(out, scores)
-        for selector in unfinished.glob("selector-*.safetensors"):  # SEAL's: method.selector_file reads it
+        for selector in unfinished.folder.glob("selector-*.safetensors"):  # SEAL's: method.selector_file reads it
             shutil.move(selector, out / "selector.safetensors")
-        shutil.rmtree(unfinished, ignore_errors=True)
         return int(scores.info.get("tokens", 0))
 
     inputs = {
@@ -68,7 +67,7 @@ def score(
         "max_length": compute.max_length if method.uses_model else None,
         "seed": seed if method.uses_seed else None,
     }
-    entry = cache.entry("scores", "1", inputs, compute_stage, f"{method.name} ({len(data.samples)} samples)")
+    entry = cache.resumable_entry("scores", "1", inputs, compute_stage, f"{method.name} ({len(data.samples)} samples)")
     return Scored(read_scores(entry.path), (*entries, entry), method)
 
 
