@@ -101,7 +101,7 @@ class GradSafe(Method):
             )
             return torch.cat([found, truncated], dim=1)
 
-        score, zero, truncated = over_ranks(len(samples), compute, device_of(model)).numpy().T
+        score, zero, truncated = over_ranks(len(samples), compute, device_of(model), engine=engine).numpy().T
         info = {
             "critical_rows": sum(len(s.rows) for s in slices.values()),
             "critical_columns": sum(len(s.columns) for s in slices.values()),

@@ -124,7 +124,9 @@ class Larf(Method):
             cosines, truncated = self._read(model, tokenizer, pairs, engine, references=references)
             return torch.cat([cosines, truncated[:, None]], dim=1).double()
 
-        to_unsafe, to_safe, truncated = over_ranks(len(samples), compute, device_of(model)).numpy().T.copy()
+        to_unsafe, to_safe, truncated = (
+            over_ranks(len(samples), compute, device_of(model), engine=engine).numpy().T.copy()
+        )
         score = to_unsafe - to_safe if self.direction == "bidirectional" else to_unsafe.copy()
         return Scores(
             tuple(s.id for s in samples),

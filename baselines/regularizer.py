@@ -50,7 +50,7 @@ class Regularizer(ABC):
 
     def go_on_from(self, report: Mapping[str, Any]) -> None:
         """Count on from what ``report`` said when a training, now taken up again, was stopped."""
-        return None
+        return
 
 
 R = TypeVar("R", bound=type[Regularizer])

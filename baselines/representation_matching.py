@@ -59,7 +59,7 @@ class RepresentationMatching(Method):
             cosines, truncated = self._states(model, chat, texts, engine, references)
             return torch.stack([cosines.amax(1), cosines.mean(1), truncated], dim=1).double()
 
-        score, mean, truncated = over_ranks(len(samples), compute, device_of(model)).numpy().T
+        score, mean, truncated = over_ranks(len(samples), compute, device_of(model), engine=engine).numpy().T
         info = {"references": len(references), "truncated": int(truncated.sum())}
         return Scores(tuple(s.id for s in samples), score.copy(), {"mean": mean.copy()}, info)
 

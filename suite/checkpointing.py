@@ -65,12 +65,15 @@ class Checkpoints:
         tensors["random.torch"] = torch.get_rng_state()
         if torch.cuda.is_available():
             tensors |= {f"random.cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
-        numpy_state = np.random.get_state()
+        name, keys, *place = np.random.get_state(legacy=True)
         header = {
             "trainer": asdict(trainer.state),
             "groups": groups["param_groups"],
             "schedule": trainer.lr_scheduler.state_dict(),
-            "random": {"python": random.getstate(), "numpy": [numpy_state[0], numpy_state[1].tolist(), *numpy_state[2:]]},
+            "random": {
+                "python": random.getstate(),
+                "numpy": [name, keys.tolist(), *place],
+            },
             "beside": self._checksums(),
             "report": self.report(),
         }
@@ -138,15 +141,14 @@ class ResumableTrainer(Trainer):
         if checkpoint is None:
             return
         assert self.goes_on_from is not None
+        header = self.goes_on_from.header
         state: dict[int, dict[str, torch.Tensor]] = {}
         for name, tensor in self.goes_on_from.part("optimizer.").items():
             index, _, key = name.partition(".")
             state.setdefault(int(index), {})[key] = tensor
-        groups = [
-            {k: tuple(v) if k == "betas" else v for k, v in group.items()} for group in self.goes_on_from.header["groups"]
-        ]
+        groups = [{k: tuple(v) if k == "betas" else v for k, v in group.items()} for group in header["groups"]]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-        self.lr_scheduler.load_state_dict(self.goes_on_from.header["schedule"])
+        self.lr_scheduler.load_state_dict(header["schedule"])
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is None:

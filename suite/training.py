@@ -194,7 +194,7 @@ class _ResponseTrainer(ResumableTrainer):
                 if not out_of_memory(error):
                     raise
             raise CapacityError(
-                f"fine-tuning: out of memory with {len(lengths)} conversations of {len(lengths) * max(lengths)} tokens. "
+                f"fine-tuning: out of memory with {len(lengths)} conversations of {max(lengths)} tokens at most. "
                 "The regulariser reads a forward pass as a whole, so it cannot be split: lower train.batch_size and "
                 "raise train.accumulation, or lower train.max_length"
             )

@@ -228,6 +228,7 @@ class Bilevel:
         before = Gradients(self.adapters.values())
         for differentiate in (False, True):
             chosen = [i for i in range(len(rows)) if bool(factors[i] != 0) == differentiate]
+
             def work(group: list[int], chosen: list[int] = chosen, differentiate: bool = differentiate) -> torch.Tensor:
                 before.note()
                 picked = [chosen[i] for i in group]
@@ -250,9 +251,7 @@ class Bilevel:
 
             lengths = [len(rows[i][0]) for i in chosen]
             budget = min(tokens_per_batch, self._fits)
-            groups = fitting_batches(
-                lengths, budget, work, what="seal", undo=before.restore, on_shrink=self._shrink
-            )
+            groups = fitting_batches(lengths, budget, work, what="seal", undo=before.restore, on_shrink=self._shrink)
             for group, found in groups:
                 losses[[chosen[i] for i in group]] = found
         return losses

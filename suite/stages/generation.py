@@ -186,8 +186,8 @@ class _Transformers:
 
 
 class _Vllm:
-    """vLLM's engine, started once. It is given the missing prompts of all benchmarks in their order, ``CHUNK`` at a time,
-    so that a small benchmark does not leave it idle; a kill loses a chunk."""
+    """vLLM's engine, started once. It is given the missing prompts of all benchmarks in their order, ``CHUNK`` at a
+    time, so that a small benchmark does not leave it idle; a kill loses a chunk."""
 
     def __init__(
         self,

@@ -2,8 +2,9 @@
 
 import json
 import shutil
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +19,7 @@ from suite.stages.data import Data
 from suite.stages.models import LoadedModel
 from suite.stages.scoring_ranks import Job, processes, score_over_processes
 from suite.tables import read_table
-from suite.unfinished import Unfinished
+from suite.unfinished import Unfinished, without_checksum
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def score(
         scorer, tokenizer = model.get() if method.uses_model else (None, None)
         resumable = method.resumable_in(str(unfinished.folder))
         with kept_memory(), progress(f"scoring with {method.name}", len(data.samples)) as advance:
-            engine = _engine(compute, advance)
+            engine = replace(_engine(compute, advance), parts=Rows(unfinished))
             scores = resumable.score(scorer, tokenizer, data.samples, seed=seed, engine=engine)
         write_scores(out, scores)
         for selector in unfinished.folder.glob("selector-*.safetensors"):  # SEAL's: method.selector_file reads it
@@ -69,6 +70,29 @@ def score(
     }
     entry = cache.resumable_entry("scores", "1", inputs, compute_stage, f"{method.name} ({len(data.samples)} samples)")
     return Scored(read_scores(entry.path), (*entries, entry), method)
+
+
+class Rows:
+    """``baselines.method.Parts`` in the folder of an unfinished stage."""
+
+    def __init__(self, unfinished: Unfinished):
+        self._unfinished = unfinished
+        self._found = {without_checksum(file): file for file in unfinished.sound("rows-")}
+
+    def find(self, start: int, count: int) -> Any | None:
+        from safetensors.torch import load_file
+
+        file = self._found.get(self._name(start, count))
+        return None if file is None else load_file(file)["rows"]
+
+    def keep(self, start: int, rows: Any) -> None:
+        from safetensors.torch import save_file
+
+        self._unfinished.keep(self._name(start, len(rows)), lambda path: save_file({"rows": rows.contiguous()}, path))
+
+    @staticmethod
+    def _name(start: int, count: int) -> str:
+        return f"rows-{start:09d}-{count}.safetensors"
 
 
 def _calibration(
