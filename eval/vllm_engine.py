@@ -15,6 +15,7 @@ from eval.chat import ChatFormat, generation_config
 from eval.errors import CapacityError, KeelBenchError
 from eval.generation import completion, encode
 from eval.records import Completion, Prompt
+from eval.watchdog import Watchdog
 
 CPU_KV_CACHE_GIB = 2.0
 SHUTDOWN_SECONDS = 30.0  # for the engine to leave by itself; then it is killed
@@ -82,8 +83,10 @@ class VllmEngine:
 
             self._lora = LoRARequest("adapter", 1, str(adapter))
             options |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": _max_rank(adapter)}
+        self._engine: Any = None
+        self._watchdog = Watchdog().__enter__()
         try:
-            self._engine: Any = LLM(
+            self._engine = LLM(
                 model=str(folder),
                 dtype=dtype,
                 max_model_len=self.context,
@@ -102,6 +105,9 @@ class VllmEngine:
         except (ValueError, RuntimeError, NotImplementedError) as error:
             hint = " With backend.merge_adapter=true it needs no LoRA support." if adapter is not None else ""
             raise KeelBenchError(f"vLLM cannot start: {error}.{hint}") from error
+        finally:
+            if self._engine is None:
+                self._watchdog.__exit__(None, None, None)
 
     def generate(
         self,
@@ -141,7 +147,10 @@ class VllmEngine:
         """Stop the engine and its processes; further calls do nothing."""
         if self._engine is not None:
             engine, self._engine = self._engine, None
-            engine.llm_engine.engine_core.shutdown(timeout=SHUTDOWN_SECONDS)
+            try:
+                engine.llm_engine.engine_core.shutdown(timeout=SHUTDOWN_SECONDS)
+            finally:
+                self._watchdog.__exit__(None, None, None)
 
     def __enter__(self) -> "VllmEngine":
         return self

@@ -130,7 +130,7 @@ class StageCache:
 
     def unfinished(self, stage: str, key: str) -> Path:
         """The folder of what a stage has done before it is finished."""
-        return self.root / UNFINISHED / stage / key
+        return self.root / UNFINISHED / f"{stage}-{key}"
 
     @staticmethod
     def key(stage: str, version: str, inputs: Mapping[str, Any]) -> str:

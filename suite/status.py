@@ -7,7 +7,6 @@ python -m suite.status runs/2025-01-31_12-00-00 --watch
 import argparse
 import json
 import os
-import platform
 import sys
 import time
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.errors import KeelBenchError
+from suite.machine import job_alive
 from suite.report.find import find_sweep
 from suite.report.load import overrides
 
@@ -79,26 +79,13 @@ def _job(folder: Path, status: dict[str, Any], now: datetime) -> Job:
     state = str(status.get("state", "unknown"))
     written = datetime.fromisoformat(status["time"]) if "time" in status else now
     started = datetime.fromisoformat(status["started"]) if "started" in status else written
-    if state == "running" and not _alive(status):
+    if state == "running" and not job_alive(status):
         state = "gone"
     end = now if state == "running" else written
     last = str(status.get("error", "")).split("\n")[0] if state == "failed" else ""
     if state in ("running", "gone"):
         last = _last_line(folder / "keelbench.log")
     return Job(folder.name, str(status.get("task", "")), state, max(0.0, (end - started).total_seconds()), last)
-
-
-def _alive(status: dict[str, Any]) -> bool:
-    """Whether a job's process may be there still; one on another machine is taken to be."""
-    if status.get("host") != platform.node() or "pid" not in status:
-        return True
-    try:
-        os.kill(int(status["pid"]), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def _last_line(log: Path) -> str:
