@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE ?= 1
 export OMP_WAIT_POLICY ?= passive
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test setup setup-vllm sandbox lint bench clean
+.PHONY: demo test setup setup-vllm sandbox lint bench faults clean
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -49,6 +49,11 @@ lint: setup
 # Speed, as ratios against the plain implementations in the same run; SUITE_DATA names real data (docs/benchmarks).
 bench: setup
 	$(PY) -m tests.benchmarks
+
+# Fifty kills of a small sweep at random moments, and 10,000 malformed files (docs/robustness.md).
+faults: setup
+	$(PY) -m tests.integration.faults.killing --kills 50
+	$(PY) -m tests.integration.faults.malformed --files 10000
 
 clean:
 	rm -rf cache runs build *.egg-info

@@ -167,7 +167,7 @@ def load_prompts(path: str | None = None) -> tuple[list[str], list[str]]:
     source = EMBEDDED / "gradsafe_prompts.json" if path is None else Path(path)
     try:
         found = json.loads(source.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(source, f"cannot be read: {error}") from error
     lists = []
     for field in ("unsafe", "safe"):

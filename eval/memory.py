@@ -16,6 +16,7 @@ from eval.errors import CapacityError
 
 log = logging.getLogger(__name__)
 
+A = TypeVar("A")
 T = TypeVar("T")
 
 _ALSO = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")  # unknown to accelerate
@@ -26,7 +27,7 @@ class Shrunk:
     """A batch that did not fit."""
 
     what: str  # the work it was a batch of
-    items: int
+    items: int  # 0 where the work was done again as a whole
     tokens: int  # items times the longest
     budget: int  # tokens a batch may hold from then on
 
@@ -80,13 +81,35 @@ def fitting_batches(
         if len(batch) == 1:
             raise CapacityError(f"{what}: out of memory with a single item of {tokens} tokens")
         budget = tokens // 2
-        event = Shrunk(what, len(batch), tokens, budget)
-        log.warning("%s: out of memory with %d items of %d tokens; batches of %d from here on", *vars(event).values())
-        if (record := _RECORD.get()) is not None:
-            record.append(event)
+        _tell(Shrunk(what, len(batch), tokens, budget))
         on_shrink(budget)
         rest = [i for later in (batch, *waiting) for i in later]
         waiting = [[rest[i] for i in part] for part in token_budget_batches([lengths[i] for i in rest], budget)]
+
+
+def with_less(work: Callable[[int], T], max_tokens: int, *, what: str, undo: Callable[[], None] = lambda: None) -> T:
+    """``work(budget)``, done again from its beginning with half the tokens a batch where the memory does not suffice;
+    for work whose batches cannot be taken back one by one.
+
+    Raises:
+        CapacityError: not even batches of one token fit.
+    """
+    budget = max_tokens
+    while budget:
+        done, result = _tried(work, budget)
+        if done:
+            return result  # type: ignore[return-value]
+        undo()
+        free_memory()
+        budget //= 2
+        _tell(Shrunk(what, 0, 2 * budget, budget))
+    raise CapacityError(f"{what}: out of memory however small the batches")
+
+
+def _tell(event: Shrunk) -> None:
+    log.warning("%s: out of memory with batches of %d tokens; %d from here on", event.what, event.tokens, event.budget)
+    if (record := _RECORD.get()) is not None:
+        record.append(event)
 
 
 class Gradients:
@@ -106,11 +129,11 @@ class Gradients:
             parameter.grad = gradient
 
 
-def _tried(work: Callable[[list[int]], T], batch: list[int]) -> tuple[bool, T | None]:
+def _tried(work: Callable[[A], T], argument: A) -> tuple[bool, T | None]:
     """The result is returned out of the handler's frame, so that the error, and all tensors in its frames, are gone
     before the next try."""
     try:
-        return True, work(batch)
+        return True, work(argument)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise

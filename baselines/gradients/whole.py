@@ -27,6 +27,7 @@ from baselines.gradients.contractions import (
 from baselines.losses import Batch, collate, supervised_forward
 from baselines.method import Engine
 from eval.batching import token_budget_batches
+from eval.memory import with_less
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,11 @@ def reference_gradients(
 
         return hook
 
+    def undo() -> None:
+        for name, parameter in parameters.items():
+            gradients[name][current].zero_()
+            parameter.grad = None
+
     try:
         root.eval()
         for name, parameter in parameters.items():
@@ -185,12 +191,16 @@ def reference_gradients(
         for number, row in enumerate(weights):
             current = number
             chosen = [j for j in range(len(items)) if row[j] != 0]
-            for places in token_budget_batches([len(items[j][0]) for j in chosen], engine.tokens_per_batch):
-                members = [chosen[p] for p in places]
-                batch = collate([items[j] for j in members]).to(device_of(model))
-                with torch.enable_grad():
-                    losses = supervised_forward(model, batch).sequence_losses()
-                    (losses * row[members].to(losses) * scale).sum().backward()  # type: ignore[no-untyped-call]
+
+            def one(budget: int, row: torch.Tensor = row, chosen: list[int] = chosen) -> None:
+                for places in token_budget_batches([len(items[j][0]) for j in chosen], budget):
+                    members = [chosen[p] for p in places]
+                    batch = collate([items[j] for j in members]).to(device_of(model))
+                    with torch.enable_grad():
+                        losses = supervised_forward(model, batch).sequence_losses()
+                        (losses * row[members].to(losses) * scale).sum().backward()  # type: ignore[no-untyped-call]
+
+            with_less(one, engine.tokens_per_batch, what="references", undo=undo)
     finally:
         for handle in handles:
             handle.remove()

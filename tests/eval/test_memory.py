@@ -43,7 +43,7 @@ def test_what_shrank_is_recorded_and_the_rest_is_not_tried_at_the_old_size(caplo
     assert batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]]
     assert events == [Shrunk("generation", 8, 80, 40)]
     assert told == [40]
-    assert "generation: out of memory with 8 items of 80 tokens; batches of 40 from here on" in caplog.text
+    assert "generation: out of memory with batches of 80 tokens; 40 from here on" in caplog.text
 
 
 def test_a_single_item_too_large_is_an_error_that_says_so():
@@ -88,7 +88,7 @@ def test_the_failed_tries_tensors_are_gone_before_the_next_try():
         activation = torch.zeros(1000)
         left.append(weakref.ref(activation))
         if len(batch) > 1:
-            raise LACKING
+            raise torch.OutOfMemoryError("CUDA out of memory.")
         return 0
 
     gc.disable()

@@ -25,6 +25,10 @@ time.sleep(1.5)
 """
 
 
+def alive(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE  # which waits for whoever inherited it
+
+
 def start(seconds: float):
     parent = subprocess.Popen([sys.executable, "-c", PARENT, str(seconds)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     earlier, later = map(int, parent.stdout.readline().split())
@@ -39,11 +43,11 @@ def test_descendants_die_with_a_killed_parent_and_only_those_of_the_context(sent
     os.kill(parent.pid, sent)
     parent.wait()
     end = time.monotonic() + 20
-    while (later.is_running() or grandchild.is_running()) and time.monotonic() < end:
+    while (alive(later) or alive(grandchild)) and time.monotonic() < end:
         time.sleep(0.1)
-    assert not later.is_running()
-    assert not grandchild.is_running()
-    assert earlier.is_running()
+    assert not alive(later)
+    assert not alive(grandchild)
+    assert alive(earlier)
     earlier.kill()
 
 
@@ -52,6 +56,6 @@ def test_after_the_context_nothing_is_killed():
     assert parent.stdout.readline() == "left\n"
     parent.wait()
     time.sleep(1.5)
-    assert later.is_running()
+    assert alive(later)
     for process in (earlier, *later.children(), later):
         process.kill()

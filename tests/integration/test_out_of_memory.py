@@ -80,8 +80,7 @@ def test_scores_are_the_same_in_smaller_batches(tiny_llama, name, options, monke
     whole = method.score(model, tokenizer, SAMPLES, seed=1, engine=engine)
     with full_above(model, 250) as failures, recorded() as events:
         shrunk = method.score(model, tokenizer, SAMPLES, seed=1, engine=engine)
-    assert failures
-    assert len(events) == len(failures)
+    assert len(events) == len(failures) >= 1
     assert shrunk.score.tolist() == pytest.approx(whole.score.tolist(), rel=1e-4, abs=1e-6)
 
 

@@ -70,16 +70,24 @@ class Launcher:
 
 
 def _serve() -> None:
+    import gc
+
+    import pandas  # noqa: F401
     import peft  # noqa: F401
-    import transformers.models.llama.modeling_llama  # noqa: F401
+    import statsmodels.api  # noqa: F401
+    import transformers.models.llama.modeling_llama
     import transformers.trainer  # noqa: F401
 
+    import eval.generation
+    import eval.judges.refusal_keywords  # noqa: F401
     import suite.__main__
     import suite.pipeline
     import suite.report
     import suite.sweep_tracking
     import suite.training  # noqa: F401
 
+    gc.collect()
+    gc.freeze()  # a child's collections need not go through all that was imported
     started: dict[int, float] = {}
     for line in sys.stdin:
         request = json.loads(line)
@@ -97,6 +105,7 @@ def _serve() -> None:
             status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
             answer = {"status": status, "seconds": time.monotonic() - started[pid]}
         print(json.dumps(answer), flush=True)
+    os._exit(0)  # what was frozen would be told as leaked
 
 
 def _become(request: dict[str, Any]) -> None:

@@ -13,17 +13,23 @@ TABLES = ("completions", "scores", "selected", "training", "categories", "safety
 
 
 def make_model(folder: Path) -> Path:
-    """A tiny random Llama with SmolLM2's tokenizer."""
-    from transformers import AutoTokenizer
+    """A tiny random Llama, with SmolLM2's tokenizer brought down to 800 tokens, so that either loads in no time."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     from suite.cache import StageCache
     from suite.stages.models import prepare
-    from tests.helpers import COMPUTE, SMOLLM2, tiny_model
+    from tests.helpers import COMPUTE, SMOLLM2
 
-    cache = StageCache(Path(__file__).resolve().parents[3] / "cache")
-    tokenizer = AutoTokenizer.from_pretrained(prepare(SMOLLM2, COMPUTE, cache).folder)
-    tiny_model("llama").save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    root = Path(__file__).resolve().parents[3]
+    full = AutoTokenizer.from_pretrained(prepare(SMOLLM2, COMPUTE, StageCache(root / "cache")).folder)
+    texts = (root / "baselines" / "data" / "mini_benign.jsonl").read_text().splitlines()
+    full.train_new_from_iterator(texts, 800).save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+    config = LlamaConfig(vocab_size=800, num_key_value_heads=2, max_position_embeddings=512, **sizes, **ends)
+    LlamaForCausalLM(config).save_pretrained(folder)
     return folder
 
 
@@ -34,7 +40,8 @@ def arguments(model: Path, cache: Path, runs: Path, *more: str) -> list[str]:
         f"model.source={model}", "model.name=tiny", "model.dtype=float32", "model.attention=sdpa", "model/align=none",
         "dataset.limit=24", "selection.k=12", "train.batch_size=2", "train.accumulation=1", "train.epochs=2",
         "train.max_length=128", "compute.max_length=128", "compute.checkpoint_seconds=0", "compute.device=cpu",
-        "eval.limit=4", "eval.max_new_tokens=6", "eval.every=4", "eval.every_limit=2", "backend.tokens_per_batch=150",
+        "eval.limit=6", "eval.max_new_tokens=6", "eval.every=6", "eval.every_limit=2", "backend.tokens_per_batch=150",
+        "benchmark=[mini_harmful,mini_benign]",
         "tracking=disabled", f"paths.cache={cache}", f"paths.runs={runs}", *more,
     ]  # fmt: skip
 
