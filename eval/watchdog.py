@@ -39,7 +39,7 @@ def _watch(parent: int) -> None:
     while os.getppid() == parent:
         try:
             for child in watched.children(recursive=True):
-                if child.pid != os.getpid() and child.create_time() >= mine:
+                if child.pid != os.getpid() and child.create_time() > mine:
                     known[child.pid] = child
         except psutil.Error:  # one ended while it was looked at
             continue
