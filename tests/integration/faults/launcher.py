@@ -70,6 +70,8 @@ class Launcher:
 
 
 def _serve() -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print as they are imported is no answer
     import gc
 
     import pandas  # noqa: F401
@@ -104,7 +106,7 @@ def _serve() -> None:
                 os.kill(pid, signal.SIGKILL)  # one that has ended waits to be asked, so the number is still its own
             status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
             answer = {"status": status, "seconds": time.monotonic() - started[pid]}
-        print(json.dumps(answer), flush=True)
+        print(json.dumps(answer), file=answers, flush=True)
     os._exit(0)  # what was frozen would be told as leaked
 
 
