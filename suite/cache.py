@@ -21,10 +21,11 @@ from typing import Any
 from filelock import FileLock
 
 from eval.errors import KeelBenchError
+from eval.flops import Work
 from eval.memory import Shrunk, recorded
 from suite.durable import disk_full, replace_text, sync_folder
 from suite.durable import file_sha256 as file_sha256
-from suite.machine import peak_memory_mb
+from suite.machine import gpu_peak_memory_mb, peak_memory_mb, restart_peaks
 from suite.unfinished import Unfinished
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,15 @@ class Cost:
 
     seconds: float = 0.0
     tokens: int = 0
-    peak_memory_mb: float = 0.0  # of the whole process, so far
+    peak_memory_mb: float = 0.0  # of the whole process, while the stage was computed
+    flops: float | None = None  # by formula (eval.flops); None = not counted
+    gpus: int = 0  # that worked on it
+    gpu_peak_memory_mb: float | None = None  # of the fullest GPU, of this process alone; None = no GPU
+
+    @classmethod
+    def read(cls, written: Mapping[str, Any]) -> "Cost":
+        """Out of a manifest, perhaps of another version: what is unknown here is left out."""
+        return cls(**{k: v for k, v in written.items() if k in cls.__dataclass_fields__})
 
 
 @dataclass(frozen=True)
@@ -75,10 +84,11 @@ class StageCache:
         stage: str,
         version: str,
         inputs: Mapping[str, Any],
-        compute: Callable[[Path], int],
+        compute: Callable[[Path], int | Work],
         label: str = "",
     ) -> Entry:
-        """The stage's finished entry; ``compute`` fills an empty directory and returns the tokens it processed.
+        """The stage's finished entry; ``compute`` fills an empty directory and returns the tokens it processed, perhaps
+        with the operations that took.
 
         Args:
             inputs: everything the output depends on, as JSON values; upstream stages by their key.
@@ -96,7 +106,7 @@ class StageCache:
         stage: str,
         version: str,
         inputs: Mapping[str, Any],
-        compute: Callable[[Path, Unfinished], int],
+        compute: Callable[[Path, Unfinished], int | Work],
         label: str = "",
     ) -> Entry:
         """As ``entry``; what ``compute`` keeps in its second argument is there again when it is called after a kill or
@@ -151,15 +161,18 @@ class StageCache:
         version: str,
         inputs: Mapping[str, Any],
         path: Path,
-        compute: Callable[[Path, Unfinished], int],
+        compute: Callable[[Path, Unfinished], int | Work],
     ) -> Entry:
         unfinished = Unfinished(self.unfinished(stage, key))
         work: Path | None = None
         try:
             work = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=path.parent))
+            restart_peaks()
             with recorded() as shrunk:
-                tokens = compute(work, unfinished)
-            cost = Cost(unfinished.seconds(), tokens, peak_memory_mb())
+                done = compute(work, unfinished)
+            done = done if isinstance(done, Work) else Work(done)
+            seconds = unfinished.seconds()
+            cost = Cost(seconds, done.tokens, peak_memory_mb(), done.flops, done.gpus, gpu_peak_memory_mb())
             manifest = {
                 "stage": stage,
                 "version": version,
@@ -204,7 +217,7 @@ class StageCache:
             return None, None
         try:
             manifest = json.loads((path / MANIFEST).read_text())
-            cost = Cost(**manifest["cost"])
+            cost = Cost.read(manifest["cost"])
             shrunk = tuple(Shrunk(**event) for event in manifest.get("shrunk", ()))
             problem = next((p for n, f in manifest["files"].items() if (p := _defect(path / n, f))), None)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -20,10 +20,11 @@ from peft.helpers import disable_input_dtype_casting
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
 from baselines.architecture import device_of
-from baselines.losses import Batch, Supervised, collate, supervised_forward, supervised_labels
+from baselines.losses import IGNORE, Batch, Supervised, collate, supervised_forward, supervised_labels
 from baselines.records import Sample
 from eval.chat import ChatFormat
 from eval.errors import CapacityError, KeelBenchError
+from eval.flops import Shape
 from eval.memory import Gradients, fitting_batches, out_of_memory
 from suite.checkpointing import Checkpoints, ResumableTrainer, WriteCheckpoints
 from suite.machine import kept_memory
@@ -41,6 +42,7 @@ class TrainingLog:
     curve: list[dict[str, float]]  # step, epoch, loss (nats a token), learning_rate, grad_norm
     tokens: int  # tokens that went through the model, padding left out
     truncated: int  # conversations above the recipe's max_length
+    flops: float  # by formula (eval.flops), a regulariser's own arithmetic left out
 
 
 def attach_lora(model: Any, recipe: LoraRecipe, seed: int) -> Any:
@@ -162,7 +164,15 @@ def fine_tune(
     if any(not math.isfinite(point["loss"]) for point in curve):
         raise KeelBenchError(f"fine-tuning diverged: the loss is not finite (learning rate {recipe.learning_rate})")
     tokens = int(sum(len(r["input_ids"]) for r in rows) * recipe.epochs)
-    return TrainingLog(curve, tokens, sum(c.truncated for c in conversations))
+    flops = recipe.epochs * _epoch_flops(model, rows)
+    return TrainingLog(curve, tokens, sum(c.truncated for c in conversations), flops)
+
+
+def _epoch_flops(model: Any, rows: Sequence[dict[str, list[int]]]) -> float:
+    """Of one pass forward and backward over all rows, for what is trained in the blocks."""
+    shape, lengths = Shape.of(model), [len(row["input_ids"]) for row in rows]
+    positions = sum(label != IGNORE for row in rows for label in row["labels"])
+    return shape.forward(lengths, positions) + shape.backward(lengths, positions)
 
 
 def _half(model: Any) -> torch.dtype | None:

@@ -11,7 +11,9 @@ from typing import Any
 
 from baselines.records import Sample
 from baselines.regularizer import Regularizer
+from eval.flops import Work
 from suite.cache import Entry, StageCache
+from suite.conditions import devices
 from suite.plan import LoraRecipe
 from suite.progress import progress
 from suite.stages.data import ids_key
@@ -73,20 +75,20 @@ def fine_tune_selection(
     )
     curve_inputs = inputs | {"every": every}
 
-    def train(out: Path, unfinished: Unfinished) -> int:
-        tokens = _train(model, samples, recipe, regularizer, seed, out, unfinished, every)
+    def train(out: Path, unfinished: Unfinished) -> Work:
+        done = _train(model, samples, recipe, regularizer, seed, out, unfinished, every)
         if every is not None:  # left where the next stage looks for it: a kill between the two loses nothing
             next_stage = cache.unfinished("checkpoints", cache.key("checkpoints", "1", curve_inputs))
             _hand_over(unfinished.folder / CURVE, Unfinished(next_stage))
-        return tokens
+        return done
 
-    def collect(out: Path, unfinished: Unfinished) -> int:
+    def collect(out: Path, unfinished: Unfinished) -> Work:
         if _handed_over(unfinished, out):
-            return 0
+            return Work(flops=0.0)  # kept on the way, unless it takes a second training
         with tempfile.TemporaryDirectory() as again:
-            tokens = _train(model, samples, recipe, regularizer, seed, Path(again), unfinished, every)
+            done = _train(model, samples, recipe, regularizer, seed, Path(again), unfinished, every)
         shutil.copytree(unfinished.folder / CURVE, out, dirs_exist_ok=True)
-        return tokens
+        return done
 
     entry = cache.resumable_entry("adapter", "1", inputs, train, f"({len(samples)} samples)")
     kept_entry = None
@@ -144,7 +146,7 @@ def _train(
     out: Path,
     unfinished: Unfinished,
     every: int | None,
-) -> int:
+) -> Work:
     """The adapter into ``out``, and into ``CURVE`` in the unfinished folder what it was after each ``every`` steps and
     at the end."""
     from suite.checkpointing import Checkpoints
@@ -188,7 +190,7 @@ def _train(
     (out / "training.json").write_text(
         json.dumps({"curve": log.curve, "truncated": log.truncated, "regularizer": regularizer.report()}, indent=1)
     )
-    return log.tokens
+    return Work(log.tokens, log.flops, devices(model.compute.device)[1])
 
 
 def _save(adapted: Any, folder: Path) -> None:

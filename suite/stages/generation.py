@@ -1,19 +1,23 @@
 """Completions of every benchmark by the un-tuned or the fine-tuned model."""
 
-import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from baselines.method import Method
+from eval.chat import ChatFormat
+from eval.flops import Shape, Work
 from eval.records import Completion, Prompt, as_rows
 from suite.cache import Entry, StageCache
+from suite.conditions import devices
 from suite.plan import BackendSpec, EvalSpec, VllmSpec
 from suite.progress import Advance, progress
 from suite.stages.data import ids_key
 from suite.stages.finetuning import Adapter
-from suite.stages.models import LoadedModel, load
+from suite.stages.inference import Inference
+from suite.stages.models import LoadedModel
 from suite.stages.scoring import _options as options_of
 from suite.tables import read_table, write_table
 from suite.unfinished import Unfinished
@@ -22,16 +26,6 @@ log = logging.getLogger(__name__)
 
 STAGE, VERSION = "completions", "2"
 CHUNK = 1024  # prompts that vLLM is given at once
-
-
-class Subject(Protocol):
-    """The model that answers, made ready when the first answer is missing."""
-
-    def answer(self, name: str, evaluation: EvalSpec, advance: Advance, parts: "Parts") -> list[Completion]:
-        """The completions of the benchmark ``name``, those in ``parts`` taken from there."""
-        ...
-
-    def release(self) -> None: ...
 
 
 def check_backend(backend: BackendSpec | VllmSpec) -> None:
@@ -54,12 +48,26 @@ def complete(
     backend: BackendSpec | VllmSpec,
     cache: StageCache,
     method: Method | None = None,
+    inference: Inference | None = None,
 ) -> dict[str, tuple[list[Completion], Entry]]:
     """Each benchmark's completions, by its name; one cache entry a benchmark, so that adding one recomputes none.
 
     With ``hf`` a benchmark's prompts are batched among themselves: its completions do not depend on what else was asked
-    for. vLLM gets all that is missing in one call and batches as it goes.
+    for. vLLM gets what is missing of all of them, ``CHUNK`` prompts at a time, and batches as it goes. Without
+    ``inference`` what answers is loaded or started for this call alone.
     """
+    if inference is None:
+        with Inference(model, backend, [adapter] if adapter else []) as own:
+            return complete(
+                model,
+                adapter,
+                prompts,
+                evaluation=evaluation,
+                backend=backend,
+                cache=cache,
+                method=method,
+                inference=own,
+            )
     method = method if method is not None and method.intervenes else None
     changed: dict[str, Any] = {}
     if method is not None:
@@ -70,19 +78,34 @@ def complete(
         for name, asked in prompts.items()
         if not (cache.root / STAGE / cache.key(STAGE, VERSION, inputs[name])).is_dir()
     }
-    subject: Subject = (
-        _Vllm(model, adapter, backend, prompts, list(missing))
-        if isinstance(backend, VllmSpec)
-        else _Transformers(model, adapter, backend, prompts, method)
-    )
+    together = _Together(inference, adapter, prompts, list(missing), evaluation)
+
+    def answer(name: str, advance: Advance, parts: "Parts") -> list[Completion]:
+        if isinstance(backend, VllmSpec):
+            return together(name, advance, parts)
+        from eval.generation import generate
+
+        loaded = inference.transformers(adapter, method)
+        return generate(
+            *loaded,
+            prompts[name],
+            max_new_tokens=evaluation.max_new_tokens,
+            tokens_per_batch=backend.tokens_per_batch,
+            system=evaluation.system,
+            steering=inference.steering,
+            on_batch=advance,
+            kept=parts.kept,
+            keep=parts.keep,
+        )
+
+    def count(asked: Sequence[Prompt], completions: Sequence[Completion]) -> Work:
+        return _work(model, adapter, backend, asked, completions, evaluation.system, method)
+
     results = {}
-    try:
-        for name, asked in prompts.items():
-            entry = _benchmark(subject, name, len(asked), evaluation, inputs[name], cache)
-            rows = read_table(entry.path / "completions.parquet")
-            results[name] = ([Completion(**row) for row in rows], entry)
-    finally:
-        subject.release()
+    for name, asked in prompts.items():
+        entry = _benchmark(partial(answer, name), name, asked, inputs[name], cache, count)
+        rows = read_table(entry.path / "completions.parquet")
+        results[name] = ([Completion(**row) for row in rows], entry)
     return results
 
 
@@ -108,15 +131,20 @@ def _inputs(
 
 
 def _benchmark(
-    subject: Subject, name: str, n: int, evaluation: EvalSpec, inputs: Mapping[str, Any], cache: StageCache
+    answer: Callable[[Advance, "Parts"], list[Completion]],
+    name: str,
+    asked: Sequence[Prompt],
+    inputs: Mapping[str, Any],
+    cache: StageCache,
+    count: Callable[[Sequence[Prompt], Sequence[Completion]], Work],
 ) -> Entry:
-    def compute_stage(out: Path, unfinished: Unfinished) -> int:
-        with progress(f"answering {name}", n) as advance:
-            completions = subject.answer(name, evaluation, advance, Parts(unfinished))
+    def compute_stage(out: Path, unfinished: Unfinished) -> Work:
+        with progress(f"answering {name}", len(asked)) as advance:
+            completions = answer(advance, Parts(unfinished))
         write_table(out / "completions.parquet", as_rows(completions))
-        return sum(c.n_tokens for c in completions)
+        return count(asked, completions)
 
-    return cache.resumable_entry(STAGE, VERSION, inputs, compute_stage, f"{name} ({n} prompts)")
+    return cache.resumable_entry(STAGE, VERSION, inputs, compute_stage, f"{name} ({len(asked)} prompts)")
 
 
 class Parts:
@@ -132,86 +160,62 @@ class Parts:
 
     def keep(self, completions: Sequence[Completion]) -> None:
         # Numbered on from what is there; a number that returns after a damaged part has another checksum.
-        self._unfinished.keep(
-            f"part-{self._count:06d}.parquet", lambda path: write_table(path, as_rows(list(completions)))
-        )
+        rows = as_rows(list(completions))
+        self._unfinished.keep(f"part-{self._count:06d}.parquet", lambda path: write_table(path, rows))
         self._count += 1
 
 
-class _Transformers:
-    """transformers' generate, with the adapter on; loaded when the first answer is missing."""
+def _work(
+    model: LoadedModel,
+    adapter: Adapter | None,
+    backend: BackendSpec | VllmSpec,
+    prompts: Sequence[Prompt],
+    completions: Sequence[Completion],
+    system: str | None,
+    method: Method | None,
+) -> Work:
+    """Tokens generated, and the operations of reading prompts and answers once; twice for a method with a second pass.
+    What a method measures before it intervenes is not counted."""
+    from transformers import AutoTokenizer
+
+    new = [c.n_tokens for c in completions]
+    shape = Shape.of_folder(model.weights.folder, adapter.folder if adapter and not backend.merge_adapter else None)
+    gpus = devices(model.compute.device, backend)[1]
+    if shape is None:
+        return Work(sum(new), None, gpus)
+    chat = ChatFormat(AutoTokenizer.from_pretrained(model.weights.folder, trust_remote_code=False))
+    systems = [system] if method is None or method.second_system is None else [system, method.second_system]
+    flops = sum(shape.answering([len(chat.prompt_ids(p.text, turn)) for p in prompts], new) for turn in systems)
+    return Work(sum(new), flops, gpus)
+
+
+class _Together:
+    """vLLM's answers. It is given the missing prompts of all benchmarks in their order, ``CHUNK`` at a time, so that a
+    small benchmark does not leave it idle; a kill loses a chunk."""
 
     def __init__(
         self,
-        model: LoadedModel,
+        inference: Inference,
         adapter: Adapter | None,
-        backend: BackendSpec,
-        prompts: Mapping[str, Sequence[Prompt]],
-        method: Method | None,
-    ):
-        self.model, self.adapter, self.backend, self.prompts = model, adapter, backend, prompts
-        self.method = method  # that intervenes
-        self._ready: tuple[Any, Any] | None = None
-
-    def answer(self, name: str, evaluation: EvalSpec, advance: Advance, parts: Parts) -> list[Completion]:
-        from eval.generation import generate
-
-        if self._ready is None:
-            self._ready = self._load()
-        return generate(
-            *self._ready,
-            self.prompts[name],
-            max_new_tokens=evaluation.max_new_tokens,
-            tokens_per_batch=self.backend.tokens_per_batch,
-            system=evaluation.system,
-            on_batch=advance,
-            kept=parts.kept,
-            keep=parts.keep,
-        )
-
-    def _load(self) -> tuple[Any, Any]:
-        base, tokenizer = self.model.get()
-        if self.adapter is not None:
-            self.model.drop()
-            base = with_adapter(base, self.adapter.folder)
-            base = base.merge_and_unload() if self.backend.merge_adapter else base
-            base.eval()
-        if self.method is not None:
-            self.model.drop()  # what intervenes stays in the model
-            self.method.intervene(base, tokenizer)
-        return base, tokenizer
-
-    def release(self) -> None:
-        self._ready = None
-
-
-class _Vllm:
-    """vLLM's engine, started once. It is given the missing prompts of all benchmarks in their order, ``CHUNK`` at a
-    time, so that a small benchmark does not leave it idle; a kill loses a chunk."""
-
-    def __init__(
-        self,
-        model: LoadedModel,
-        adapter: Adapter | None,
-        backend: VllmSpec,
         prompts: Mapping[str, Sequence[Prompt]],
         missing: Sequence[str],
+        evaluation: EvalSpec,
     ):
-        self.model, self.adapter, self.backend, self.prompts = model, adapter, backend, prompts
+        self.inference, self.adapter, self.prompts, self.evaluation = inference, adapter, prompts, evaluation
         self._missing = list(missing)
         self._answers: dict[tuple[str, str], Completion] = {}  # by benchmark and prompt
-        self._open = contextlib.ExitStack()
-        self._engine: Any = None
 
-    def answer(self, name: str, evaluation: EvalSpec, advance: Advance, parts: Parts) -> list[Completion]:
+    def __call__(self, name: str, advance: Advance, parts: Parts) -> list[Completion]:
         self._answers |= {(name, p.id): parts.kept[p.id] for p in self.prompts[name] if p.id in parts.kept}
         while waiting := self._waiting(name):
             chunk = waiting + [x for other in self._missing if other != name for x in self._waiting(other)]
             chunk = chunk[:CHUNK]
-            if self._engine is None:
-                self._engine = self._start()
-            fresh = self._engine.generate(
-                [prompt for _, prompt in chunk], max_new_tokens=evaluation.max_new_tokens, system=evaluation.system
+            engine, adapter = self.inference.vllm(self.adapter)
+            fresh = engine.generate(
+                [prompt for _, prompt in chunk],
+                adapter=adapter,
+                max_new_tokens=self.evaluation.max_new_tokens,
+                system=self.evaluation.system,
             )
             for (benchmark, prompt), completion in zip(chunk, fresh, strict=True):
                 self._answers[benchmark, prompt.id] = completion
@@ -219,40 +223,7 @@ class _Vllm:
             parts.keep(mine)
             advance(len(mine))
         self._missing = [other for other in self._missing if other != name]
-        return [self._answers[name, p.id] for p in self.prompts[name]]
+        return [self._answers.pop((name, p.id)) for p in self.prompts[name]]
 
     def _waiting(self, name: str) -> list[tuple[str, Prompt]]:
         return [(name, p) for p in self.prompts[name] if (name, p.id) not in self._answers]
-
-    def _start(self) -> Any:
-        import tempfile
-        from dataclasses import asdict
-
-        from eval.vllm_engine import VllmEngine
-
-        self.model.drop()  # its memory is the engine's now
-        spec = self.model.spec
-        options = {k: v for k, v in asdict(self.backend).items() if k not in ("name", "merge_adapter")}
-        folder, adapter = self.model.weights.folder, self.adapter.folder if self.adapter else None
-        scratch = self._open.enter_context(tempfile.TemporaryDirectory())
-        if adapter is not None and self.backend.merge_adapter:
-            base, tokenizer = load(folder, spec, self.model.compute)
-            folder = Path(scratch)
-            with_adapter(base, adapter).merge_and_unload().save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-            del base
-            adapter = None
-        return self._open.enter_context(VllmEngine(folder, adapter, dtype=spec.dtype, **options))
-
-    def release(self) -> None:
-        self._open.close()
-        self._engine = None
-        self._answers.clear()
-
-
-def with_adapter(base: Any, folder: Path) -> Any:
-    """The model with a LoRA adapter on, in the base's dtype, as inference engines load adapters; in float32 they would
-    double the time."""
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(base, folder, autocast_adapter_dtype=False)
