@@ -185,6 +185,7 @@ class StageCache:
                     if f.is_file()
                 },
             }
+            manifest["checksum"] = fingerprint(manifest)
             replace_text(work / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True))
             work.chmod(0o755)
             os.rename(work, path)
@@ -217,6 +218,9 @@ class StageCache:
             return None, None
         try:
             manifest = json.loads((path / MANIFEST).read_text())
+            stated = manifest.pop("checksum", None)  # older entries have none
+            if stated is not None and fingerprint(manifest) != stated:
+                return None, f"{MANIFEST} fails its checksum"
             cost = Cost.read(manifest["cost"])
             shrunk = tuple(Shrunk(**event) for event in manifest.get("shrunk", ()))
             problem = next((p for n, f in manifest["files"].items() if (p := _defect(path / n, f))), None)
