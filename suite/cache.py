@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -71,6 +72,21 @@ def fingerprint(value: Any) -> str:
     """
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+_STAGE = re.compile(r"([a-z_]+)/([A-Za-z0-9_-]+)")
+
+
+def stage_and_key(text: str) -> tuple[str, str]:
+    """The two parts of a record's ``stage/key``, which becomes a path: records may come from strangers.
+
+    Raises:
+        KeelBenchError: it is none.
+    """
+    found = _STAGE.fullmatch(text)
+    if found is None:
+        raise KeelBenchError(f"{text[:80]!r} names no stage")
+    return found.group(1), found.group(2)
 
 
 class StageCache:
@@ -148,7 +164,12 @@ class StageCache:
         return fingerprint({"stage": stage, "version": version, "inputs": dict(inputs)})
 
     def find(self, stage: str, key: str) -> Entry | None:
-        """A finished entry by its key; None where there is none, or a damaged one."""
+        """A finished entry by its key; None where there is none, or a damaged one.
+
+        Raises:
+            KeelBenchError: names that could not be an entry's.
+        """
+        stage_and_key(f"{stage}/{key}")
         found, problem = self._read(stage, key, self.root / stage / key)
         if problem is not None:
             log.warning("%s [%s]: the cache entry is damaged (%s)", stage, key[:8], problem)

@@ -23,15 +23,17 @@ def enter(
     application: Callable[[], None],
     finish: Callable[[Path], bool],
     translate: Callable[[Sequence[str]], list[str]] = list,
+    preflight: Callable[[Sequence[str]], None] = lambda arguments: None,
 ) -> int:
     """Check the command line, run the Hydra ``application``, and let ``finish`` sum up the sweep's folder.
 
     Args:
         finish: told the folder; says whether everything went well.
         translate: the user's arguments to Hydra's.
+        preflight: told Hydra's arguments; raises ``KeelBenchError`` where no job should start.
 
     Returns:
-        Exit status: 0, or 1 where any run failed, or 2 where the command line was wrong.
+        Exit status: 0, or 1 where any run failed or none was started, or 2 where the command line was wrong.
     """
     # A matter between peft and transformers, said again for every model.
     warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
@@ -39,12 +41,24 @@ def enter(
         arguments = translate(sys.argv[1:])
         check_names(arguments, Path(conf_dir()))
         check_asked(arguments)
+        _check_launcher(arguments)
     except KeelBenchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    if any(argument.startswith("hydra/launcher=") for argument in arguments):
+        from suite.launchers.plugin import register
+
+        register()
+    try:
+        preflight(arguments)
+    except KeelBenchError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        return 1
     sys.argv[1:] = arguments
+    SweepFolder.ending = f"{_module(finish)}:{finish.__qualname__}"
     _carried_out(application)
-    if SweepFolder.path is None:  # --help, --cfg and their like ran no job
+    if SweepFolder.path is None or SweepFolder.detached:  # --help, --cfg and their like ran no job
         return 0
     return 0 if finish(SweepFolder.path) else 1
 
@@ -70,3 +84,20 @@ def _carried_out(application: Callable[[], None]) -> None:
                 sys.argv.append(folder)
         else:
             return
+
+
+def _check_launcher(arguments: Sequence[str]) -> None:
+    """
+    Raises:
+        KeelBenchError: a launcher for one run, which Hydra would carry out here in silence.
+    """
+    sweeps = {"-m", "--multirun", "hydra.mode=MULTIRUN"}
+    shows = {"--help", "-h", "--cfg", "-c", "--info", "-i", "--hydra-help"}
+    if any(a.startswith("hydra/launcher=") for a in arguments) and not {*sweeps, *shows} & set(arguments):
+        raise KeelBenchError("hydra/launcher has no effect without -m: python -m suite -m hydra/launcher=…")
+
+
+def _module(function: Callable[..., object]) -> str:
+    """By which another process can import it, although this one runs it as ``__main__``."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec.name if function.__module__ == "__main__" and spec is not None else function.__module__

@@ -48,6 +48,7 @@ class RunRecord:
     fingerprints: dict[str, str] = field(default_factory=dict)  # config, data, prompts, code, model, template
     scorer_info: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    revisions: dict[str, str] = field(default_factory=dict)  # hub commits: model, judge, dataset, benchmark names
     benchmark_files: dict[str, dict[str, str | None]] = field(default_factory=dict)  # checksums, found and known
     utility_settings: dict[str, Any] = field(default_factory=dict)  # how each task was put (suite.stages.utility)
     utility_stderr: dict[str, float | None] = field(default_factory=dict)  # the harness's own, by utility/<task>
@@ -68,6 +69,7 @@ class RunRecord:
                 "options",
                 "scorer_info",
                 "versions",
+                "revisions",
                 "benchmark_files",
                 "utility_settings",
                 "utility_stderr",
@@ -94,6 +96,7 @@ class RunRecord:
         row["stages_from_cache"] = sum(e.cached for e in self.entries)
         row |= {f"fingerprint/{k}": v for k, v in self.fingerprints.items()}
         row |= {f"version/{k}": v for k, v in self.versions.items()}
+        row |= {f"revision/{k}": v for k, v in self.revisions.items()}
         return row
 
 

@@ -61,45 +61,49 @@ def carry_out(config: DictConfig, work: Callable[[dict[str, Any], Path, str], st
         killed += 1
     if killed >= DEATHS:
         error = f"its process was killed {killed} times without a word; by the kernel for lack of memory?"
-        _write_status(folder, state="failed", task=task, error=error)
+        mark(folder, "failed", task=task, error=error)
         return
-    _write_status(folder, state="running", task=task, **({"killed": killed} if killed else {}))
+    mark(folder, "running", task=task, **({"killed": killed} if killed else {}))
     try:
         resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         assert isinstance(resolved, dict)
+        resolved.pop("resources", None)  # the launcher's
         run_id = work({str(k): v for k, v in resolved.items()}, folder, sweep)
     except (KeelBenchError, OmegaConfBaseException) as error:
         for line in str(error).splitlines():
             log.error("%s", line)
-        _write_status(folder, state="failed", task=task, error=str(error))
+        mark(folder, "failed", task=task, error=str(error))
     except Exception as error:
         with contextlib.suppress(OSError):  # the error itself may be a full disk
             (folder / "traceback.txt").write_text(traceback.format_exc())
         log.error("%s: %s (traceback in %s)", type(error).__name__, error, folder / "traceback.txt")
-        _write_status(folder, state="failed", task=task, error=f"{type(error).__name__}: {error}")
+        mark(folder, "failed", task=task, error=f"{type(error).__name__}: {error}")
     except BaseException as error:  # interrupted or told to stop: say so, and stop
-        _write_status(folder, state="failed", task=task, error=repr(error))
+        mark(folder, "failed", task=task, error=repr(error))
         raise
     else:
-        _write_status(folder, state="finished", task=task, run_id=run_id)
+        mark(folder, "finished", task=task, run_id=run_id)
 
 
-def _write_status(folder: Path, **fields: Any) -> None:
+def mark(folder: Path, state: str, **fields: Any) -> None:
+    """Put a job's state on record: submitted, running, finished or failed."""
     path, now = folder / STATUS, datetime.now(UTC).isoformat(timespec="seconds")
-    if fields["state"] == "running":  # by which `suite.status` sees whether it still does
+    folder.mkdir(parents=True, exist_ok=True)
+    if state == "running":  # by which `suite.status` sees whether it still does
         fields |= {
             "started": now,
             "pid": os.getpid(),
             "process_start": process_start(os.getpid()),
             "host": platform.node(),
         }
-        replace_text(path, json.dumps({**fields, "time": now}, indent=1))
-        return
-    fields["started"] = _status_in(folder).get("started", now)
+    elif before := _status_in(folder):
+        fields["started"] = before.get("started", now)
     try:
-        replace_text(path, json.dumps({**fields, "time": now}, indent=1))
-    except OSError as error:  # it goes on saying "running", which the end of the sweep counts as a failure
-        log.error("%s cannot be written: %s", path, error)
+        replace_text(path, json.dumps({"state": state, **fields, "time": now}, indent=1))
+    except OSError as error:
+        if state == "running":
+            raise
+        log.error("%s cannot be written: %s", path, error)  # it goes on saying "running", which counts as a failure
 
 
 def _status_in(folder: Path) -> dict[str, Any]:
@@ -111,11 +115,27 @@ def _status_in(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def mark_dead(folder: Path, task: str, error: str) -> None:
+    """A job that can no longer tell how it went failed, unless it had told before."""
+    if read_state(folder) not in ("finished", "failed"):
+        mark(folder, "failed", task=task, error=error)
+
+
+def read_state(folder: Path) -> str:
+    """A job's recorded state; "unknown" where there is none."""
+    try:
+        return str(json.loads((folder / STATUS).read_text())["state"])
+    except (OSError, ValueError, KeyError):
+        return "unknown"
+
+
 class SweepFolder(Callback):
     """Remembers where the jobs left their outcomes. (Hydra turns a callback's exceptions into warnings, so what has to
     be reliable is done by the entry point, after Hydra has returned.)"""
 
     path: ClassVar[Path | None] = None
+    detached: ClassVar[bool] = False  # a launcher has handed the jobs over and does not wait for them
+    ending: ClassVar[str] = ""  # module:function that sums up this entry point's sweeps
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         if not _named(config, "hydra.run.dir"):

@@ -1,6 +1,7 @@
 """Judge models behind any server that speaks OpenAI's protocol: OpenAI itself, vLLM, llama.cpp, Ollama, a gateway."""
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +12,9 @@ from eval.errors import KeelBenchError, UnknownNameError
 from eval.judges.asking import Question, Reply
 
 REACH_SECONDS = 10.0  # a server that does not list its models within this time counts as out of reach
+
+
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,63}", re.IGNORECASE)
 
 
 class ServerError(KeelBenchError):
@@ -129,6 +133,8 @@ class Server:
             raise ServerError("judge.server: a URL without user, password or query; keys belong in the environment")
         key = "none"  # what servers without keys are sent
         if self.key_variable is not None:
+            if not _VARIABLE.fullmatch(self.key_variable):  # a key, perhaps: it is not repeated
+                raise ServerError("judge.key_variable is the name of an environment variable, never the key itself")
             key = os.environ.get(self.key_variable, "")
             if not key:
                 raise ServerError(

@@ -6,9 +6,6 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-
 from baselines.method import Engine, Method
 from baselines.records import Scores
 from eval.flops import Work
@@ -19,8 +16,8 @@ from suite.plan import ComputeSpec
 from suite.progress import progress
 from suite.stages.data import Data
 from suite.stages.models import LoadedModel
+from suite.stages.score_files import read_scores, write_scores
 from suite.stages.scoring_ranks import Job, processes, score_over_processes
-from suite.tables import read_table
 from suite.unfinished import Unfinished, without_checksum
 
 
@@ -140,23 +137,3 @@ def _options(method: Method) -> dict[str, object]:
             options[name] = {"sha256": file_sha256(Path(value))}
     plain: dict[str, object] = json.loads(json.dumps(options))
     return plain
-
-
-def write_scores(folder: Path, scores: Scores) -> None:
-    """``scores.parquet`` (id, score, components, rank) and ``info.json``."""
-    columns = {"id": list(scores.ids), "score": scores.score, **scores.components, "rank": scores.ranks()}
-    import pyarrow.parquet as pq
-
-    pq.write_table(pa.table(columns), folder / "scores.parquet")
-    (folder / "info.json").write_text(json.dumps(scores.info, indent=1))
-
-
-def read_scores(folder: Path) -> Scores:
-    rows = read_table(folder / "scores.parquet")
-    names = [name for name in rows[0] if name not in ("id", "score", "rank")]
-    return Scores(
-        tuple(row["id"] for row in rows),
-        np.array([row["score"] for row in rows]),
-        {name: np.array([row[name] for row in rows]) for name in names},
-        json.loads((folder / "info.json").read_text()),
-    )
