@@ -65,7 +65,8 @@ class Checkpoints:
         tensors["random.torch"] = torch.get_rng_state()
         if torch.cuda.is_available():
             tensors |= {f"random.cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
-        name, keys, *place = np.random.get_state(legacy=True)
+        numbers: Any = np.random.get_state(legacy=True)
+        name, keys, *place = numbers
         header = {
             "trainer": asdict(trainer.state),
             "groups": groups["param_groups"],
