@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE ?= 1
 export OMP_WAIT_POLICY ?= passive
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test papers setup setup-vllm sandbox clusters lint bench audit clean
+.PHONY: demo test papers setup setup-vllm sandbox clusters lint bench faults audit clean
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -61,6 +61,11 @@ lint: setup
 # Speed, as ratios against the plain implementations in the same run; SUITE_DATA names real data (docs/benchmarks).
 bench: setup
 	$(PY) -m tests.benchmarks
+
+# Fifty kills of a small sweep at random moments, and 10,000 malformed files (docs/robustness.md).
+faults: setup
+	$(PY) -m tests.integration.faults.killing --kills 50
+	$(PY) -m tests.integration.faults.malformed --files 10000
 
 # Known vulnerabilities of the pinned versions, by pip-audit in an environment of its own. Needs PyPI's advisories (or
 # OSV's: AUDIT="-s osv"); a package that cannot be looked up fails the target, too.

@@ -104,7 +104,7 @@ class GradSafe(Method):
             )
             return torch.cat([found, sizes], dim=1)
 
-        found = over_ranks(len(samples), compute, device_of(model)).numpy().T
+        found = over_ranks(len(samples), compute, device_of(model), engine=engine).numpy().T
         score, zero, truncated, lengths, positions = found
         info = {
             "critical_rows": sum(len(s.rows) for s in slices.values()),
@@ -177,7 +177,7 @@ def load_prompts(path: str | None = None) -> tuple[list[str], list[str]]:
     source = EMBEDDED / "gradsafe_prompts.json" if path is None else Path(path)
     try:
         found = json.loads(source.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(source, f"cannot be read: {error}") from error
     lists = []
     for field in ("unsafe", "safe"):

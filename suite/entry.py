@@ -16,7 +16,7 @@ from eval.errors import KeelBenchError
 from suite.experiments import check_asked
 from suite.overrides import check_names
 from suite.paths import conf_dir
-from suite.sweep import SweepFolder
+from suite.sweep import SweepFolder, killed_points
 
 
 def enter(
@@ -57,10 +57,33 @@ def enter(
         return 1
     sys.argv[1:] = arguments
     SweepFolder.ending = f"{_module(finish)}:{finish.__qualname__}"
-    application()
+    _carried_out(application)
     if SweepFolder.path is None or SweepFolder.detached:  # --help, --cfg and their like ran no job
         return 0
     return 0 if finish(SweepFolder.path) else 1
+
+
+def _carried_out(application: Callable[[], None]) -> None:
+    """Run the Hydra ``application``. When a launcher gives up because one of its worker processes was killed (joblib
+    stops all others then), it is started again on the same folder, for the points that are not finished; a point whose
+    process is killed again and again is given up (``suite.sweep.DEATHS``)."""
+    while True:
+        try:
+            application()
+        except SystemExit as ended:
+            sweep = SweepFolder.path
+            killed = killed_points(sweep) if sweep is not None and ended.code else []
+            if not killed:
+                raise
+            print(
+                f"the processes of {len(killed)} points were killed; going on with what is not finished in {sweep}",
+                file=sys.stderr,
+            )
+            folder = f"hydra.sweep.dir={sweep}"
+            if folder not in sys.argv:
+                sys.argv.append(folder)
+        else:
+            return
 
 
 def _check_launcher(arguments: Sequence[str]) -> None:

@@ -178,6 +178,7 @@ class ComputeSpec:
     training_tokens_per_pass: int
     max_length: int
     threads: int | None
+    checkpoint_seconds: float = 60.0  # between two states of a fine-tuning on disk; 0 = after every step
 
 
 @dataclass(frozen=True, kw_only=True)

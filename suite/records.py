@@ -9,6 +9,7 @@ from typing import Any
 from eval.metrics import Mean, Rate
 from eval.records import Usage
 from suite.cache import Entry
+from suite.durable import replace_text
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ class RunRecord:
                 row[f"cost/{stage}/gpu_peak_memory_mb"] = max(on_gpu)
         row |= self.compute
         row["stages"] = json.dumps([f"{e.stage}/{e.key}" for e in self.entries])
+        row["shrunk"] = json.dumps([{"stage": e.stage, **vars(s)} for e in self.entries for s in e.shrunk])
         row["stages_from_cache"] = sum(e.cached for e in self.entries)
         row |= {f"fingerprint/{k}": v for k, v in self.fingerprints.items()}
         row |= {f"version/{k}": v for k, v in self.versions.items()}
@@ -122,7 +124,7 @@ def usage_columns(usage: Usage, prefix: str = "") -> dict[str, Any]:
 
 
 def write_record(folder: Path, record: RunRecord) -> None:
-    (folder / "record.json").write_text(json.dumps(record.row(), indent=1))
+    replace_text(folder / "record.json", json.dumps(record.row(), indent=1))
 
 
 def read_row(folder: Path) -> dict[str, Any] | None:

@@ -7,7 +7,6 @@ python -m suite.status runs/2025-01-31_12-00-00 --watch
 import argparse
 import json
 import os
-import platform
 import sys
 import time
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import Any
 
 from eval.errors import KeelBenchError
 from suite.launchers.queue import QueueState, ask, merged, submitted
+from suite.machine import job_alive
 from suite.report.find import find_sweep
 from suite.report.load import overrides
 
@@ -84,7 +84,7 @@ def _job(folder: Path, status: dict[str, Any], now: datetime, queue: QueueState 
     state = merged(recorded, queue)
     written = datetime.fromisoformat(status["time"]) if "time" in status else now
     started = datetime.fromisoformat(status["started"]) if "started" in status else written
-    if state in ("running", "waiting") and queue is None and not _alive(status):
+    if state in ("running", "waiting") and queue is None and not job_alive(status):
         state = "gone"
     end = now if state == "running" else written
     last = str(status.get("error", "")).split("\n")[0] if state in ("failed", "waiting") else ""
@@ -95,19 +95,6 @@ def _job(folder: Path, status: dict[str, Any], now: datetime, queue: QueueState 
     if state in ("running", "gone"):
         last = _last_line(folder / "keelbench.log")
     return Job(folder.name, str(status.get("task", "")), state, max(0.0, (end - started).total_seconds()), last)
-
-
-def _alive(status: dict[str, Any]) -> bool:
-    """Whether a job's process may be there still; one on another machine is taken to be."""
-    if status.get("host") != platform.node() or "pid" not in status:
-        return True
-    try:
-        os.kill(int(status["pid"]), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def _last_line(log: Path) -> str:

@@ -107,11 +107,17 @@ class Server:
             passing = getattr(error, "status_code", 500) in (408, 409, 429) or getattr(error, "status_code", 500) >= 500
             how = f"still failed after {self.retries} retries" if passing else "refused"
             raise ServerError(f"the judge's server {self.url} {how}: {_told(error)}") from error
-        used = done.usage
+        except ValueError as error:
+            raise ServerError(f"the judge's server {self.url} answers what is no JSON: {_told(error)}") from error
+        except (AttributeError, TypeError, IndexError, KeyError) as error:
+            raise ServerError(f"the judge's server {self.url} answers in another form: {_told(error)}") from error
+        if text is not None and not isinstance(text, str):
+            raise ServerError(f"the judge's server {self.url} answers with {type(text).__name__} instead of a text")
+        text = (text or "").encode("utf-8", "replace").decode()  # half a surrogate pair, which no file can hold
         reply = Reply(
-            text or "",
-            used.prompt_tokens if used else 0,
-            used.completion_tokens if used else 0,
+            text,
+            _count(done, "prompt_tokens"),
+            _count(done, "completion_tokens"),
             "" if text else f"an empty answer (finish reason: {_finish(done)})",
         )
         keep(question, reply)
@@ -138,8 +144,13 @@ class Server:
         return openai.OpenAI(base_url=self.url, api_key=key, max_retries=retries, timeout=timeout)
 
 
+def _count(done: Any, what: str) -> int:
+    count = getattr(getattr(done, "usage", None), what, 0)
+    return count if isinstance(count, int) else 0
+
+
 def _finish(done: Any) -> str:
-    return str(done.choices[0].finish_reason) if done.choices else "no choice"
+    return str(getattr(done.choices[0], "finish_reason", None)) if done.choices else "no choice"
 
 
 def _told(error: Exception) -> str:

@@ -15,6 +15,7 @@ from suite.plan import AlignSpec, ComputeSpec, ModelSpec
 from suite.progress import progress
 from suite.sources import commit_of, resolve_model_folder
 from suite.stages.data import ids_key
+from suite.unfinished import Unfinished
 
 
 @dataclass(frozen=True)
@@ -174,10 +175,11 @@ def _materialise(spec: ModelSpec, cache: StageCache) -> Weights:
 def _align(base: Weights, spec: ModelSpec, align: AlignSpec, compute: ComputeSpec, cache: StageCache) -> Weights:
     samples = aligning_samples(align)
 
-    def compute_stage(out: Path) -> Work:
+    def compute_stage(out: Path, unfinished: Unfinished) -> Work:
         import json
         import tempfile
 
+        from suite.checkpointing import Checkpoints
         from suite.training import attach_lora, fine_tune
 
         model, tokenizer = load(base.folder, spec, compute)
@@ -192,6 +194,7 @@ def _align(base: Weights, spec: ModelSpec, align: AlignSpec, compute: ComputeSpe
                 work_dir=Path(scratch),
                 tokens_per_pass=compute.training_tokens_per_pass,
                 on_step=advance.to,
+                checkpoints=Checkpoints(unfinished, seconds=compute.checkpoint_seconds),
             )
         adapted.merge_and_unload().save_pretrained(out)
         tokenizer.save_pretrained(out)
@@ -207,7 +210,7 @@ def _align(base: Weights, spec: ModelSpec, align: AlignSpec, compute: ComputeSpe
         "recipe": {k: v for k, v in options["recipe"].items() if k != "name"},
         "seed": align.seed,
     }
-    entry = cache.entry("aligned_model", "1", inputs, compute_stage, f"{spec.name} ({len(samples)} rows)")
+    entry = cache.resumable_entry("aligned_model", "1", inputs, compute_stage, f"{spec.name} ({len(samples)} rows)")
     return Weights(entry.path, entry.key, (*base.entries, entry), base.commit)
 
 
