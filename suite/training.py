@@ -7,6 +7,7 @@ otherwise feed with float32 copies of every activation.
 """
 
 import contextlib
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,17 +17,20 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.helpers import disable_input_dtype_casting
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
 from baselines.architecture import device_of
 from baselines.losses import IGNORE, Batch, Supervised, collate, supervised_forward, supervised_labels
 from baselines.records import Sample
-from eval.batching import token_budget_batches
 from eval.chat import ChatFormat
-from eval.errors import KeelBenchError
+from eval.errors import CapacityError, KeelBenchError
 from eval.flops import Shape
+from eval.memory import Gradients, fitting_batches, out_of_memory
+from suite.checkpointing import Checkpoints, ResumableTrainer, WriteCheckpoints
 from suite.machine import kept_memory
 from suite.plan import LoraRecipe
+
+log = logging.getLogger(__name__)
 
 AuxiliaryLoss = Callable[[Any, Batch, Supervised], torch.Tensor]
 
@@ -73,6 +77,7 @@ def fine_tune(
     hidden_states: bool = False,
     tokens_per_pass: int | None = None,
     on_step: Callable[[int, int], None] = lambda step, total: None,
+    checkpoints: Checkpoints | None = None,
 ) -> TrainingLog:
     """Train ``model``'s adapters in place.
 
@@ -85,8 +90,11 @@ def fine_tune(
             alone), which bounds memory and leaves the gradient as it is; None = never. A pass with an auxiliary loss
             stays whole, since that loss is a function of all its conversations.
         on_step: told the optimiser steps done and in all.
+        checkpoints: where the state is kept as the training goes on, and from where it goes on if it was stopped: on a
+            CPU to the same adapter, bit for bit.
 
     Raises:
+        CapacityError: a single conversation does not fit the memory, or a pass that must stay whole.
         KeelBenchError: no sample, a loss that is not finite, or several processes (the loss calls the decoder
             directly, which distributed wrappers would not see).
     """
@@ -132,12 +140,22 @@ def fine_tune(
     trainer.remove_callback(PrinterCallback)
     trainer.auxiliary_loss, trainer.hidden_states = auxiliary_loss, hidden_states
     trainer.tokens_per_pass = tokens_per_pass if auxiliary_loss is None else None
+    resumed = None
+    if checkpoints is not None:
+        callback = WriteCheckpoints(checkpoints)
+        callback.trainer = trainer
+        trainer.add_callback(callback)
+        trainer.goes_on_from = checkpoints.latest()
+        if trainer.goes_on_from is not None:
+            log.info("fine-tuning goes on after step %d of %d", trainer.goes_on_from.step, steps)
+            checkpoints.restore(trainer.goes_on_from.header["report"])
+            resumed = trainer.goes_on_from.place(work_dir / "resumed")
     on_cpu = device_of(model).type == "cpu"
     with (
         kept_memory() if on_cpu else contextlib.nullcontext(),
         disable_input_dtype_casting(model, active=_half(model) is not None),
     ):
-        trainer.train()
+        trainer.train(resume_from_checkpoint=resumed)
     curve = [
         {k: float(v) for k, v in entry.items() if k in ("step", "epoch", "loss", "learning_rate", "grad_norm")}
         for entry in trainer.state.log_history
@@ -163,7 +181,7 @@ def _half(model: Any) -> torch.dtype | None:
     return dtype if dtype in (torch.bfloat16, torch.float16) else None
 
 
-class _ResponseTrainer(Trainer):
+class _ResponseTrainer(ResumableTrainer):
     auxiliary_loss: AuxiliaryLoss | None = None
     hidden_states = False
     tokens_per_pass: int | None = None
@@ -175,15 +193,37 @@ class _ResponseTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        """One forward pass and its gradient, in as many parts as the token budget asks for; the losses add up."""
-        if self.tokens_per_pass is None:
-            return super().training_step(model, inputs, num_items_in_batch)
-        losses = []
-        for part in token_budget_batches(inputs["lengths"].tolist(), self.tokens_per_pass):
+        """One forward pass and its gradient, in as many parts as the token budget and the memory ask for; the losses
+        add up."""
+        step = super().training_step
+        lengths = inputs["lengths"].tolist()
+        if self.auxiliary_loss is not None:
+            try:
+                return step(model, inputs, num_items_in_batch)
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+            raise CapacityError(
+                f"fine-tuning: out of memory with {len(lengths)} conversations of {max(lengths)} tokens at most. "
+                "The regulariser reads a forward pass as a whole, so it cannot be split: lower train.batch_size and "
+                "raise train.accumulation, or lower train.max_length"
+            )
+        before = Gradients(p for p in model.parameters() if p.requires_grad)
+
+        def part_of_pass(part: list[int]) -> torch.Tensor:
+            before.note()
             width = int(inputs["lengths"][part].max())
             rows = {k: v[part] if k == "lengths" else v[part, :width] for k, v in inputs.items()}
-            losses.append(super().training_step(model, rows, num_items_in_batch))
-        return torch.stack(losses).sum()
+            return step(model, rows, num_items_in_batch)
+
+        budget = self.tokens_per_pass or len(lengths) * max(lengths)
+        parts = fitting_batches(
+            lengths, budget, part_of_pass, what="fine-tuning", undo=before.restore, on_shrink=self._shrink
+        )
+        return torch.stack([loss for _, loss in parts]).sum()
+
+    def _shrink(self, budget: int) -> None:
+        self.tokens_per_pass = budget
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None

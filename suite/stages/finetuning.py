@@ -1,7 +1,8 @@
 """A LoRA adapter from a selection, and what it was on the way."""
 
+import functools
 import json
-import os
+import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +18,9 @@ from suite.plan import LoraRecipe
 from suite.progress import progress
 from suite.stages.data import ids_key
 from suite.stages.models import LoadedModel
+from suite.unfinished import Unfinished, without_checksum
+
+CURVE = "curve"
 
 
 @dataclass(frozen=True)
@@ -69,28 +73,61 @@ def fine_tune_selection(
             }
         )
     )
-    cache.root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache.root, prefix=".checkpoints-") as aside:  # on the cache's file system
-        kept = Path(aside)
+    curve_inputs = inputs | {"every": every}
 
-        def train(out: Path) -> Work:
-            return _train(model, samples, recipe, regularizer, seed, out, kept, every)
+    def train(out: Path, unfinished: Unfinished) -> Work:
+        done = _train(model, samples, recipe, regularizer, seed, out, unfinished, every)
+        if every is not None:  # left where the next stage looks for it: a kill between the two loses nothing
+            next_stage = cache.unfinished("checkpoints", cache.key("checkpoints", "1", curve_inputs))
+            _hand_over(unfinished.folder / CURVE, Unfinished(next_stage))
+        return done
 
-        def collect(out: Path) -> Work:
-            done = Work(flops=0.0)  # kept on the way, unless it takes a second training
-            if not any(kept.iterdir()):
-                with tempfile.TemporaryDirectory() as again:
-                    done = train(Path(again))
-            for folder in list(kept.iterdir()):
-                os.rename(folder, out / folder.name)
-            return done
+    def collect(out: Path, unfinished: Unfinished) -> Work:
+        if _handed_over(unfinished, out):
+            return Work(flops=0.0)  # kept on the way, unless it takes a second training
+        with tempfile.TemporaryDirectory() as again:
+            done = _train(model, samples, recipe, regularizer, seed, Path(again), unfinished, every)
+        shutil.copytree(unfinished.folder / CURVE, out, dirs_exist_ok=True)
+        return done
 
-        entry = cache.entry("adapter", "1", inputs, train, f"({len(samples)} samples)")
-        kept_entry = None
-        if every is not None:
-            kept_entry = cache.entry("checkpoints", "1", inputs | {"every": every}, collect, f"(every {every} steps)")
+    entry = cache.resumable_entry("adapter", "1", inputs, train, f"({len(samples)} samples)")
+    kept_entry = None
+    if every is not None:
+        kept_entry = cache.resumable_entry("checkpoints", "1", curve_inputs, collect, f"(every {every} steps)")
     log = json.loads((entry.path / "training.json").read_text())
     return Adapter(entry.path, entry.key, entry, log["curve"], log["truncated"], _checkpoints(kept_entry), kept_entry)
+
+
+def _hand_over(curve: Path, to: Unfinished) -> None:
+    """The adapters in ``curve``, each a folder, as files that are sound or not there, and a list of them."""
+    files = [f for f in sorted(curve.rglob("*")) if f.is_file()]
+    names = {f"{f.parent.name}--{f.name}": [f.parent.name, f.name] for f in files}
+    for name, (folder, file) in names.items():
+        to.keep(name, functools.partial(_copy, curve / folder / file))
+    to.keep("list.json", lambda path: _write_json(path, names))
+
+
+def _handed_over(unfinished: Unfinished, out: Path) -> bool:
+    """Whether all of it was there; it is now in ``out``."""
+    lists = unfinished.sound("list")
+    if not lists:
+        return False
+    names: dict[str, list[str]] = json.loads(lists[-1].read_text())
+    found = {without_checksum(f): f for f in unfinished.sound("step-")}
+    if not names.keys() <= found.keys():
+        return False
+    for name, (folder, file) in names.items():
+        (out / folder).mkdir(exist_ok=True)
+        shutil.copyfile(found[name], out / folder / file)
+    return True
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value))
 
 
 def _checkpoints(entry: Entry | None) -> tuple[Checkpoint, ...]:
@@ -107,10 +144,12 @@ def _train(
     regularizer: Regularizer,
     seed: int,
     out: Path,
-    kept: Path,
+    unfinished: Unfinished,
     every: int | None,
 ) -> Work:
-    """The adapter into ``out``, and into ``kept`` what it was after each ``every`` steps and at the end."""
+    """The adapter into ``out``, and into ``CURVE`` in the unfinished folder what it was after each ``every`` steps and
+    at the end."""
+    from suite.checkpointing import Checkpoints
     from suite.training import attach_lora, fine_tune
 
     base, tokenizer = model.get()
@@ -119,12 +158,20 @@ def _train(
     # Which base it belongs to, without the path of somebody's cache.
     adapted.peft_config["default"].base_model_name_or_path = model.spec.source
 
+    curve = unfinished.folder / CURVE
+    checkpoints = Checkpoints(
+        unfinished,
+        seconds=model.compute.checkpoint_seconds,
+        beside=curve if every is not None else None,
+        report=regularizer.report,
+        restore=regularizer.go_on_from,
+    )
     with progress("fine-tuning", None) as advance, tempfile.TemporaryDirectory() as scratch:
 
         def on_step(step: int, total: int) -> None:
             advance.to(step, total)
             if every is not None and (step % every == 0 or step == total):
-                _save(adapted, kept / f"step-{step}")
+                _save(adapted, curve / f"step-{step}")
 
         log = fine_tune(
             adapted,
@@ -137,6 +184,7 @@ def _train(
             hidden_states=regularizer.hidden_states,
             tokens_per_pass=model.compute.training_tokens_per_pass,
             on_step=on_step,
+            checkpoints=checkpoints,
         )
     _save(adapted, out)
     (out / "training.json").write_text(
