@@ -13,6 +13,7 @@ if not sys.stderr.isatty():
     os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars fill a log with carriage returns
 
 from eval.errors import KeelBenchError
+from suite.durable import disk_full
 from suite.experiments import check_asked
 from suite.overrides import check_names
 from suite.paths import conf_dir
@@ -60,7 +61,14 @@ def enter(
     _carried_out(application)
     if SweepFolder.path is None or SweepFolder.detached:  # --help, --cfg and their like ran no job
         return 0
-    return 0 if finish(SweepFolder.path) else 1
+    try:
+        return 0 if finish(SweepFolder.path) else 1
+    except Exception as error:
+        if not disk_full(error):
+            raise
+        print(f"error: no room on the disk of {SweepFolder.path} ({error}); make some, and the same command goes on",
+              file=sys.stderr)  # fmt: skip
+        return 1
 
 
 def _carried_out(application: Callable[[], None]) -> None:

@@ -20,6 +20,7 @@ from suite.stages.generation import complete
 from suite.stages.models import LoadedModel, Weights, aligning_samples, prepare
 from suite.stages.scoring import score
 from suite.stages.selection import cut_size, select
+from suite.unfinished import Unfinished
 
 CHARACTERS = 4.0  # of a token, in English
 TEMPLATE = 30  # tokens that a chat template adds to a prompt, roughly
@@ -42,12 +43,12 @@ _GONE = (NotComputedError, OSError, ValueError, TypeError, LookupError, pa.Arrow
 class Lookup(StageCache):
     """A cache that finds entries and computes none. Checksums are left to the run: reading gigabytes takes long."""
 
-    def entry(
+    def resumable_entry(
         self,
         stage: str,
         version: str,
         inputs: Mapping[str, Any],
-        compute: Callable[[Path], int | Work],
+        compute: Callable[[Path, Unfinished], int | Work],
         label: str = "",
     ) -> Entry:
         """

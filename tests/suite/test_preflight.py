@@ -110,6 +110,8 @@ def test_a_lookup_finds_what_is_there_and_computes_nothing(tmp_path):
     assert Lookup(tmp_path).entry("s", "1", {"a": 1}, pytest.fail).cached
     with pytest.raises(NotComputedError, match="s"):
         Lookup(tmp_path).entry("s", "1", {"a": 2}, pytest.fail)
+    with pytest.raises(NotComputedError, match="s"):
+        Lookup(tmp_path).resumable_entry("s", "1", {"a": 2}, pytest.fail)
 
 
 def safetensors(path: Path, size: int, short: int = 0) -> None:
