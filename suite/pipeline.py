@@ -30,6 +30,7 @@ from suite.stages.judging import judge_completions, score_means, total_usage, wi
 from suite.stages.models import LoadedModel, locate, prepare
 from suite.stages.scoring import score
 from suite.stages.selection import cut_size, select
+from suite.stages.training_ranks import check_training
 from suite.stages.utility import load_tasks, measure_utility
 from suite.tables import write_table
 from suite.tracking import Tracker
@@ -67,6 +68,11 @@ def check(plan: RunPlan) -> tuple[Data, dict[str, list[Prompt]], dict[str, Utili
     tasks: dict[str, UtilityTask] = {}
     try:
         tasks = load_tasks(plan.utility, plan.paths.data)
+    except KeelBenchError as error:
+        problems.append(str(error))
+    try:
+        if plan.method.fine_tunes:
+            check_training(plan.train, plan.compute, plan.regularizer)
     except KeelBenchError as error:
         problems.append(str(error))
     try:
@@ -215,7 +221,7 @@ def run(plan: RunPlan, folder: Path, sweep: str) -> RunRecord:
             write_table(folder / "training.parquet", adapter.curve)
         write_record(folder, record)
         tracker.summary(record.row())
-        log_artifacts(tracker, folder, record, adapter.folder if adapter else None)
+        log_artifacts(tracker, folder, record, adapter.folder if adapter and not adapter.whole else None)
     return record
 
 

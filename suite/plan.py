@@ -25,14 +25,10 @@ from suite.sources import HubSet, Source
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoraRecipe:
-    """Supervised fine-tuning with LoRA (Hu et al. 2022)."""
+class Recipe:
+    """Supervised fine-tuning; of all weights, where it is not a LoraRecipe."""
 
     name: str
-    rank: int
-    alpha: int
-    dropout: float
-    target_modules: tuple[str, ...]
     learning_rate: float
     epochs: float
     batch_size: int  # conversations a forward pass
@@ -42,6 +38,23 @@ class LoraRecipe:
     weight_decay: float
     max_grad_norm: float
     max_length: int  # tokens of a conversation
+
+    def identity(self) -> dict[str, Any]:
+        """What a stage's key knows of it: not its name, and options that came later only where they are used."""
+        later = {f.name: f.default for f in dataclasses.fields(self) if f.default is not dataclasses.MISSING}
+        values = dataclasses.asdict(self)
+        return {k: v for k, v in values.items() if k != "name" and not (k in later and v == later[k])}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraRecipe(Recipe):
+    """Supervised fine-tuning with LoRA (Hu et al. 2022), on quantised weights where asked for (Dettmers et al. 2023)."""
+
+    rank: int
+    alpha: int
+    dropout: float
+    target_modules: tuple[str, ...]
+    quantization: typing.Literal["none", "nf4"] = "none"  # of the frozen weights, while they are trained on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +189,10 @@ class ComputeSpec:
     training_tokens_per_pass: int
     max_length: int
     threads: int | None
+    training_processes: int | typing.Literal["auto"] = 1  # auto = one a visible GPU
+    training_sharding: typing.Literal["none", "full"] = "none"  # full: FSDP over the training processes
+    gradient_checkpointing: bool = False
+    device_map: typing.Literal["auto"] | None = None  # auto: one model's blocks over all visible GPUs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +210,7 @@ class RunPlan:
     method: Method
     regularizer: Regularizer
     selection: SelectionSpec
-    train: LoraRecipe
+    train: Recipe
     benchmarks: tuple[BenchmarkSource, ...]
     evaluation: EvalSpec
     utility: UtilitySpec
@@ -244,7 +261,7 @@ def plan_from_config(config: Mapping[str, Any]) -> RunPlan:
         method=method,
         regularizer=regularizer,
         selection=_selection(config["selection"]),
-        train=build(LoraRecipe, config["train"], "train"),
+        train=recipe_of(config["train"]),
         benchmarks=tuple(_benchmark(name, spec) for name, spec in (config["benchmark"] or {}).items()),
         evaluation=_evaluation(config["eval"], method),
         utility=_utility(config["utility"]),
@@ -277,6 +294,12 @@ def method_of(config: Mapping[str, Any]) -> Method:
     return method
 
 
+def recipe_of(config: Mapping[str, Any]) -> Recipe:
+    """The recipe that a section such as ``conf/train/lora.yaml`` describes; one without a rank trains all weights."""
+    recipe: Recipe = build(LoraRecipe if "rank" in config else Recipe, config, "train")
+    return recipe
+
+
 def judge_of(config: Mapping[str, Any]) -> Judge:
     """The judge that a section such as ``conf/judge/llama_guard.yaml`` describes."""
     options = dict(config)
@@ -299,6 +322,8 @@ def model_spec(config: Mapping[str, Any]) -> ModelSpec:
         spec = None
     else:
         recipe = build(LoraRecipe, align.pop("recipe"), "model.align.recipe")
+        if recipe.quantization != "none":
+            raise KeelBenchError("model.align.recipe.quantization: an alignment is merged into unquantised weights; none")
         spec = build(AlignSpec, {**align, "recipe": recipe}, "model.align")
     return build(ModelSpec, {**values, "align": spec}, "model")
 

@@ -1,31 +1,42 @@
-"""LoRA fine-tuning: transformers' Trainer and peft, with a loss over the responses only.
+"""Fine-tuning (LoRA, or all weights): transformers' Trainer and peft, with a loss over the responses only.
 
 What is added to them is speed at equal mathematics: the head runs on supervised positions alone, each optimiser step's
 conversations are sorted by length before they are split into forward passes (the loss is a mean over the step's tokens,
 so the split does not change it), and the passes run under bfloat16 autocast with float32 adapters, which peft would
 otherwise feed with float32 copies of every activation.
+
+Several processes (a torch.distributed group: ``suite.stages.training_ranks``) share each optimiser step's conversations,
+by accelerate: DDP, or FSDP where the weights are to be sharded, too. Beyond rounding the result is one process's.
 """
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.helpers import disable_input_dtype_casting
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from baselines.architecture import device_of
-from baselines.losses import Batch, Supervised, collate, supervised_forward, supervised_labels
+from baselines.architecture import blocks, device_of
+from baselines.losses import Batch, Supervised, supervised_forward
 from baselines.records import Sample
 from eval.batching import token_budget_batches
 from eval.chat import ChatFormat
 from eval.errors import KeelBenchError
 from suite.machine import kept_memory
-from suite.plan import LoraRecipe
+from suite.plan import LoraRecipe, Recipe
+from suite.training_data import (
+    PADDING_ROW,
+    StepShares,
+    StepSortedSampler,
+    collate_rows,
+    padding_pass,
+    supervised_rows,
+)
 
 AuxiliaryLoss = Callable[[Any, Batch, Supervised], torch.Tensor]
 
@@ -63,7 +74,7 @@ def fine_tune(
     model: Any,
     tokenizer: Any,
     samples: Sequence[Sample],
-    recipe: LoraRecipe,
+    recipe: Recipe,
     *,
     seed: int,
     work_dir: Path,
@@ -71,11 +82,14 @@ def fine_tune(
     hidden_states: bool = False,
     tokens_per_pass: int | None = None,
     on_step: Callable[[int, int], None] = lambda step, total: None,
+    compute_dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+    sharding: Literal["none", "full"] = "none",
 ) -> TrainingLog:
-    """Train ``model``'s adapters in place.
+    """Train ``model``'s trainable parameters in place.
 
     Args:
-        model: a PEFT model (``attach_lora``).
+        model: a PEFT model (``attach_lora``), or one whose weights are all trained.
         work_dir: scratch folder for the Trainer.
         auxiliary_loss: added to the loss, computed on each forward pass (a regulariser's).
         hidden_states: whether the auxiliary loss needs them.
@@ -83,23 +97,32 @@ def fine_tune(
             alone), which bounds memory and leaves the gradient as it is; None = never. A pass with an auxiliary loss
             stays whole, since that loss is a function of all its conversations.
         on_step: told the optimiser steps done and in all.
+        compute_dtype: half precision of the passes' autocast; None = the frozen weights' own, where it is one.
+        device: where this process computes; None = where the model is. Differs from it only where FSDP brings the
+            model's shards there.
+        sharding: "full" shards the weights, gradients and optimiser state over the processes (FSDP2).
 
     Raises:
-        KeelBenchError: no sample, a loss that is not finite, or several processes (the loss calls the decoder
-            directly, which distributed wrappers would not see).
+        KeelBenchError: no sample, a loss that is not finite, a step that the processes cannot share evenly, or an
+            auxiliary loss whose passes they would split.
     """
     if not samples:
         raise KeelBenchError("nothing to fine-tune on: the selection is empty")
     chat = ChatFormat(tokenizer)
     conversations = [chat.conversation(s.prompt, s.response, max_length=recipe.max_length) for s in samples]
-    rows = [
-        dict(zip(("input_ids", "labels"), supervised_labels(c, keep_end=False), strict=True)) for c in conversations
-    ]
-    steps = math.ceil(len(rows) / (recipe.batch_size * recipe.accumulation)) * recipe.epochs
+    rows = supervised_rows(conversations)
+    on_cpu = (device or device_of(model)).type == "cpu"
+    shares = StepShares.of(recipe.batch_size, recipe.accumulation, _processes())
+    if auxiliary_loss is not None and shares.rows_a_pass != recipe.batch_size:
+        raise KeelBenchError(
+            f"a regulariser is a function of a whole forward pass: train.accumulation={recipe.accumulation} must be a "
+            f"multiple of compute.training_processes={shares.processes}"
+        )
+    steps = math.ceil(len(rows) / shares.step_size) * recipe.epochs
     arguments = TrainingArguments(
         output_dir=str(work_dir),
-        per_device_train_batch_size=recipe.batch_size,
-        gradient_accumulation_steps=recipe.accumulation,
+        per_device_train_batch_size=shares.rows_a_pass,
+        gradient_accumulation_steps=shares.passes,
         num_train_epochs=recipe.epochs,
         learning_rate=recipe.learning_rate,
         lr_scheduler_type=recipe.schedule,
@@ -116,26 +139,33 @@ def fine_tune(
         dataloader_num_workers=0,
         seed=seed,
         data_seed=seed,
-        use_cpu=device_of(model).type == "cpu",
+        use_cpu=on_cpu,
+        ddp_find_unused_parameters=False,
+        fsdp=True if sharding == "full" else None,  # type: ignore[arg-type]
+        fsdp_config={"version": 2, "transformer_layer_cls_to_wrap": [type(blocks(model)[0]).__name__]}
+        if sharding == "full"
+        else None,
     )
-    if arguments.world_size > 1 or arguments.n_gpu > 1:
-        raise KeelBenchError("fine-tuning runs on one device; hide the others (CUDA_VISIBLE_DEVICES)")
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # a process trains on one GPU (or on the model's device map), never by DataParallel
     trainer = _ResponseTrainer(
-        model=model,
+        model=_Supervision(model, hidden_states),
         args=arguments,
-        train_dataset=rows,
-        data_collator=_collate_rows,
+        train_dataset=[*rows, PADDING_ROW],
+        data_collator=collate_rows,
         callbacks=[_Progress(on_step)],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.auxiliary_loss, trainer.hidden_states = auxiliary_loss, hidden_states
+    trainer.auxiliary_loss, trainer.shares, trainer.n_rows = auxiliary_loss, shares, len(rows)
     trainer.tokens_per_pass = tokens_per_pass if auxiliary_loss is None else None
-    on_cpu = device_of(model).type == "cpu"
+    trainer.compute_dtype = compute_dtype or _half(model)
     with (
         kept_memory() if on_cpu else contextlib.nullcontext(),
-        disable_input_dtype_casting(model, active=_half(model) is not None),
+        disable_input_dtype_casting(model, active=trainer.compute_dtype is not None),
     ):
         trainer.train()
+    if sharding == "full" and not any(hasattr(p, "full_tensor") for p in model.parameters()):
+        raise KeelBenchError("compute.training_sharding=full: accelerate left the weights whole on this machine")
     curve = [
         {k: float(v) for k, v in entry.items() if k in ("step", "epoch", "loss", "learning_rate", "grad_norm")}
         for entry in trainer.state.log_history
@@ -147,16 +177,40 @@ def fine_tune(
     return TrainingLog(curve, tokens, sum(c.truncated for c in conversations))
 
 
+def _processes() -> int:
+    """Processes of the group that this one is in; 1 without a group."""
+    import torch.distributed as dist
+
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 def _half(model: Any) -> torch.dtype | None:
-    """The base weights' dtype where it is a half precision."""
-    dtype = next(p.dtype for p in model.parameters() if not p.requires_grad)
+    """The frozen weights' dtype where it is a half precision."""
+    dtype = next((p.dtype for p in model.parameters() if not p.requires_grad), None)
     return dtype if dtype in (torch.bfloat16, torch.float16) else None
+
+
+class _Supervision(torch.nn.Module):
+    """The model and its loss's forward pass as one module: what DDP and FSDP wrap, so that their hooks see the pass.
+    Tensors in and out, which is where the hooks are put."""
+
+    def __init__(self, model: Any, hidden_states: bool):
+        super().__init__()
+        self.model, self.hidden_states = model, hidden_states
+        if hasattr(model, "hf_device_map"):
+            self.hf_device_map = model.hf_device_map  # tells the Trainer to leave the weights where they are
+
+    def forward(self, ids: torch.Tensor, labels: torch.Tensor, lengths: torch.Tensor) -> tuple[Any, ...]:
+        out = supervised_forward(self.model, Batch(ids, labels, lengths), hidden_states=self.hidden_states)
+        return out.logits, out.targets, out.rows, out.hidden_states
 
 
 class _ResponseTrainer(Trainer):
     auxiliary_loss: AuxiliaryLoss | None = None
-    hidden_states = False
     tokens_per_pass: int | None = None
+    compute_dtype: torch.dtype | None = None
+    shares: StepShares
+    n_rows: int
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -168,51 +222,54 @@ class _ResponseTrainer(Trainer):
         """One forward pass and its gradient, in as many parts as the token budget asks for; the losses add up."""
         if self.tokens_per_pass is None:
             return super().training_step(model, inputs, num_items_in_batch)
+        parts = token_budget_batches(inputs["lengths"].tolist(), self.tokens_per_pass)
+        padding = self._most(len(parts)) - len(parts)
         losses = []
-        for part in token_budget_batches(inputs["lengths"].tolist(), self.tokens_per_pass):
-            width = int(inputs["lengths"][part].max())
+        for part in parts:
+            width = max(1, int(inputs["lengths"][part].max()))
             rows = {k: v[part] if k == "lengths" else v[part, :width] for k, v in inputs.items()}
             losses.append(super().training_step(model, rows, num_items_in_batch))
+        for _ in range(padding):
+            losses.append(super().training_step(model, padding_pass(), num_items_in_batch))
         return torch.stack(losses).sum()
+
+    def _most(self, parts: int) -> int:
+        """The most parts any process splits this pass into: each pass meets the others' in a collective."""
+        if self.shares.processes == 1:
+            return parts
+        return int(self.accelerator.gather(torch.tensor([parts], device=self.args.device)).max())
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         batch = Batch(inputs["input_ids"], inputs["labels"], inputs["lengths"])
-        dtype = _half(model)
+        dtype = self.compute_dtype
         # Under autocast base layers and float32 adapters both compute in the base's dtype. One context a pass: autocast
         # keeps its copies of the adapters until it ends, and must not outlive an optimiser step.
-        with torch.autocast(device_of(model).type, dtype) if dtype else contextlib.nullcontext():
-            out = supervised_forward(model, batch, hidden_states=self.hidden_states)
+        with torch.autocast(batch.ids.device.type, dtype) if dtype else contextlib.nullcontext():
+            logits, targets, rows, states = model(batch.ids, batch.labels, batch.lengths)
+        out = Supervised(logits, targets, rows, len(batch.ids), states)
         loss = out.token_losses().sum() / num_items_in_batch
-        if self.auxiliary_loss is not None:
+        if self.auxiliary_loss is not None and bool((batch.lengths > 0).any()):
             # A regulariser has one value a forward pass; the step's is their mean.
-            loss = loss + self.auxiliary_loss(model, batch, out) / self.current_gradient_accumulation_steps
-        return loss
+            loss = loss + self.auxiliary_loss(_inner(model), batch, out) / self._passes_of_step()
+        return loss * self.shares.processes  # gradients and logged losses are averaged over the processes
+
+    def _passes_of_step(self) -> int:
+        """Forward passes with rows in this optimiser step, all processes' together; the epoch's last may have fewer."""
+        step = self.state.global_step % math.ceil(self.n_rows / self.shares.step_size)
+        return math.ceil(min(self.shares.step_size, self.n_rows - step * self.shares.step_size) / self.shares.rows_a_pass)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler:
-        lengths = [len(row["input_ids"]) for row in self.train_dataset]
-        step_size = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
-        return StepSortedSampler(lengths, step_size, self.args.seed)
+        lengths = [len(row["input_ids"]) for row in self.train_dataset][: self.n_rows]
+        # Filled up where there are several: each process takes every n-th pass of an epoch.
+        multiple = 1 if self.shares.processes == 1 else self.shares.rows_a_pass * self.shares.processes
+        return StepSortedSampler(lengths, self.shares.step_size, self.args.seed, multiple)
 
 
-class StepSortedSampler(torch.utils.data.Sampler[int]):
-    """A random order each epoch, sorted by length within each optimiser step's samples."""
-
-    def __init__(self, lengths: Sequence[int], step_size: int, seed: int):
-        self.lengths, self.step_size, self.seed, self.epoch = lengths, step_size, seed, 0
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1000 + self.epoch)
-        order = torch.randperm(len(self.lengths), generator=generator).tolist()
-        for start in range(0, len(order), self.step_size):
-            yield from sorted(order[start : start + self.step_size], key=lambda i: (-self.lengths[i], i))
+def _inner(model: Any) -> Any:
+    """The model within ``_Supervision``, within DDP or not."""
+    return (model.module if hasattr(model, "module") else model).model
 
 
 class _Progress(TrainerCallback):
@@ -221,9 +278,3 @@ class _Progress(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.on_step(state.global_step, state.max_steps)
-
-
-def _collate_rows(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-    batch = collate([(row["input_ids"], row["labels"]) for row in rows])
-    # `shift_labels` is what the Trainer counts a step's tokens by when labels are shifted already.
-    return {"input_ids": batch.ids, "labels": batch.labels, "shift_labels": batch.labels, "lengths": batch.lengths}

@@ -1,4 +1,4 @@
-"""A LoRA adapter from a selection, and what it was on the way."""
+"""A LoRA adapter (or a whole tuned model) from a selection, and what it was on the way."""
 
 import json
 import os
@@ -11,10 +11,11 @@ from typing import Any
 from baselines.records import Sample
 from baselines.regularizer import Regularizer
 from suite.cache import Entry, StageCache
-from suite.plan import LoraRecipe
-from suite.progress import progress
+from suite.plan import LoraRecipe, Recipe
 from suite.stages.data import ids_key
 from suite.stages.models import LoadedModel
+from suite.stages.ranks import process_count
+from suite.stages.training_ranks import Job, check_training, load_base, quantised, train, train_over_processes
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Adapter:
     truncated: int
     checkpoints: tuple["Checkpoint", ...] = ()
     checkpoints_entry: Entry | None = None
+    whole: bool = False  # the folder holds all weights, not an adapter (train=full)
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Checkpoint:
 def fine_tune_selection(
     model: LoadedModel,
     samples: Sequence[Sample],
-    recipe: LoraRecipe,
+    recipe: Recipe,
     *,
     regularizer: Regularizer,
     seed: int,
@@ -51,8 +53,12 @@ def fine_tune_selection(
 
     With ``every``, the adapter after each ``every`` steps is kept too, as a stage of its own: keeping them changes
     nothing of the training, so the adapter's key does not know of it. Where the adapter is in the cache and they are
-    not, they take a second training.
+    not, they take a second training. Nor does it know of the number of processes, which changes rounding only.
+
+    Raises:
+        KeelBenchError: settings that cannot go together (``check_training``), or what training finds wrong.
     """
+    check_training(recipe, model.compute, regularizer)
     samples = sorted(samples, key=lambda s: s.id)
     inputs = json.loads(
         json.dumps(
@@ -61,7 +67,7 @@ def fine_tune_selection(
                 "dtype": model.spec.dtype,
                 "attention": model.spec.attention,
                 "samples": ids_key([s.id for s in samples]),
-                "recipe": {k: v for k, v in asdict(recipe).items() if k != "name"},
+                "recipe": recipe.identity(),
                 "regularizer": {"name": regularizer.name, "version": regularizer.version, **asdict(regularizer)},
                 "seed": seed,
             }
@@ -71,24 +77,37 @@ def fine_tune_selection(
     with tempfile.TemporaryDirectory(dir=cache.root, prefix=".checkpoints-") as aside:  # on the cache's file system
         kept = Path(aside)
 
-        def train(out: Path) -> int:
-            return _train(model, samples, recipe, regularizer, seed, out, kept, every)
+        def tune(out: Path) -> int:
+            job = Job(
+                samples, recipe, regularizer, seed, model.weights.folder, model.spec, model.compute, out, kept, every
+            )
+            return _tune(model, job)
 
         def collect(out: Path) -> int:
             tokens = 0
             if not any(kept.iterdir()):
                 with tempfile.TemporaryDirectory() as again:
-                    tokens = train(Path(again))
+                    tokens = tune(Path(again))
             for folder in list(kept.iterdir()):
                 os.rename(folder, out / folder.name)
             return tokens
 
-        entry = cache.entry("adapter", "1", inputs, train, f"({len(samples)} samples)")
+        stage = "adapter" if isinstance(recipe, LoraRecipe) else "tuned_model"
+        entry = cache.entry(stage, "1", inputs, tune, f"({len(samples)} samples)")
         kept_entry = None
         if every is not None:
             kept_entry = cache.entry("checkpoints", "1", inputs | {"every": every}, collect, f"(every {every} steps)")
     log = json.loads((entry.path / "training.json").read_text())
-    return Adapter(entry.path, entry.key, entry, log["curve"], log["truncated"], _checkpoints(kept_entry), kept_entry)
+    return Adapter(
+        entry.path,
+        entry.key,
+        entry,
+        log["curve"],
+        log["truncated"],
+        _checkpoints(kept_entry),
+        kept_entry,
+        whole=stage == "tuned_model",
+    )
 
 
 def _checkpoints(entry: Entry | None) -> tuple[Checkpoint, ...]:
@@ -98,50 +117,14 @@ def _checkpoints(entry: Entry | None) -> tuple[Checkpoint, ...]:
     return tuple(Checkpoint(n, entry.path / f"step-{n}", f"{entry.key}/step-{n}") for n in steps)
 
 
-def _train(
-    model: LoadedModel,
-    samples: Sequence[Sample],
-    recipe: LoraRecipe,
-    regularizer: Regularizer,
-    seed: int,
-    out: Path,
-    kept: Path,
-    every: int | None,
-) -> int:
-    """The adapter into ``out``, and into ``kept`` what it was after each ``every`` steps and at the end."""
-    from suite.training import attach_lora, fine_tune
-
-    base, tokenizer = model.get()
-    adapted = attach_lora(base, recipe, seed)
+def _tune(model: LoadedModel, job: Job) -> int:
+    count = process_count(model.compute.training_processes, "compute.training_processes")
+    if count > 1:
+        model.drop()  # its memory is the ranks' now
+        return train_over_processes(job, count)
+    if isinstance(job.recipe, LoraRecipe) and not quantised(job.recipe):
+        base, tokenizer = model.get()
+    else:
+        base, tokenizer = load_base(job)
     model.drop()  # the adapters live in the base model's modules; whoever needs it next loads it clean
-    # Which base it belongs to, without the path of somebody's cache.
-    adapted.peft_config["default"].base_model_name_or_path = model.spec.source
-
-    with progress("fine-tuning", None) as advance, tempfile.TemporaryDirectory() as scratch:
-
-        def on_step(step: int, total: int) -> None:
-            advance.to(step, total)
-            if every is not None and (step % every == 0 or step == total):
-                _save(adapted, kept / f"step-{step}")
-
-        log = fine_tune(
-            adapted,
-            tokenizer,
-            samples,
-            recipe,
-            seed=seed,
-            work_dir=Path(scratch),
-            auxiliary_loss=None if regularizer.name == "none" else regularizer.auxiliary_loss,
-            hidden_states=regularizer.hidden_states,
-            tokens_per_pass=model.compute.training_tokens_per_pass,
-            on_step=on_step,
-        )
-    _save(adapted, out)
-    (out / "training.json").write_text(
-        json.dumps({"curve": log.curve, "truncated": log.truncated, "regularizer": regularizer.report()}, indent=1)
-    )
-    return log.tokens
-
-
-def _save(adapted: Any, folder: Path) -> None:
-    adapted.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+    return train(job, base, tokenizer)

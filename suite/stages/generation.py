@@ -143,12 +143,7 @@ class _Transformers:
         )
 
     def _load(self) -> tuple[Any, Any]:
-        base, tokenizer = self.model.get()
-        if self.adapter is not None:
-            self.model.drop()
-            base = with_adapter(base, self.adapter.folder)
-            base = base.merge_and_unload() if self.backend.merge_adapter else base
-            base.eval()
+        base, tokenizer = tuned(self.model, self.adapter, merge=self.backend.merge_adapter)
         if self.method is not None:
             self.model.drop()  # what intervenes stays in the model
             self.method.intervene(base, tokenizer)
@@ -193,6 +188,8 @@ class _Vllm:
         spec = self.model.spec
         options = {k: v for k, v in asdict(self.backend).items() if k not in ("name", "merge_adapter")}
         folder, adapter = self.model.weights.folder, self.adapter.folder if self.adapter else None
+        if self.adapter is not None and self.adapter.whole:
+            folder, adapter = self.adapter.folder, None
         with tempfile.TemporaryDirectory() as scratch:
             if adapter is not None and self.backend.merge_adapter:
                 base, tokenizer = load(folder, spec, self.model.compute)
@@ -211,6 +208,20 @@ class _Vllm:
 
     def release(self) -> None:
         self._answers.clear()
+
+
+def tuned(model: LoadedModel, adapter: Adapter | None, *, merge: bool) -> tuple[Any, Any]:
+    """The model as fine-tuning left it, in evaluation mode, and its tokenizer; the un-tuned one without ``adapter``."""
+    if adapter is not None and adapter.whole:
+        model.drop()
+        return load(adapter.folder, model.spec, model.compute)
+    base, tokenizer = model.get()
+    if adapter is not None:
+        model.drop()
+        base = with_adapter(base, adapter.folder)
+        base = base.merge_and_unload() if merge else base
+        base.eval()
+    return base, tokenizer
 
 
 def with_adapter(base: Any, folder: Path) -> Any:

@@ -15,7 +15,7 @@ from suite.cache import Entry, StageCache
 from suite.plan import UtilitySpec
 from suite.progress import progress
 from suite.stages.finetuning import Adapter
-from suite.stages.generation import with_adapter
+from suite.stages.generation import tuned
 from suite.stages.models import LoadedModel
 from suite.tables import read_table, write_table
 
@@ -77,13 +77,7 @@ def measure_utility(
 
     def subject() -> tuple[Any, Any]:
         if not ready:
-            base, tokenizer = model.get()
-            if adapter is not None:
-                model.drop()
-                base = with_adapter(base, adapter.folder)
-                base = base.merge_and_unload() if merge_adapter else base
-                base.eval()
-            ready.append((base, tokenizer))
+            ready.append(tuned(model, adapter, merge=merge_adapter))
         return ready[0]
 
     rates: dict[str, Rate] = {}

@@ -1,0 +1,179 @@
+"""One fine-tuning, in this process or spread over several of this machine, one GPU each.
+
+With several, ``suite.stages.ranks`` runs this module once a rank. accelerate shares the gradient (DDP), or shards weights,
+gradients and optimiser state, too (FSDP2, ``compute.training_sharding=full``); rank 0 writes what was trained.
+"""
+
+import importlib.util
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from baselines.records import Sample
+from baselines.regularizer import Regularizer
+from eval.errors import KeelBenchError
+from suite.plan import ComputeSpec, LoraRecipe, ModelSpec, Recipe
+from suite.progress import progress
+from suite.stages.models import load
+from suite.stages.ranks import process_count, rank_main, run_over_processes
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every rank needs, and where rank 0 writes."""
+
+    samples: Sequence[Sample]
+    recipe: Recipe
+    regularizer: Regularizer
+    seed: int
+    weights: Path
+    spec: ModelSpec
+    compute: ComputeSpec
+    out: Path  # what was trained, and training.json
+    kept: Path  # step-<n>: what it was after each ``every`` steps and at the end
+    every: int | None
+
+
+def check_training(recipe: Recipe, compute: ComputeSpec, regularizer: Regularizer) -> None:
+    """
+    Raises:
+        KeelBenchError: settings that cannot go together, or a library that is not installed.
+    """
+    from suite.training_data import StepShares
+
+    count = process_count(compute.training_processes, "compute.training_processes")
+    shares = StepShares.of(recipe.batch_size, recipe.accumulation, count)
+    if regularizer.name != "none" and shares.rows_a_pass != recipe.batch_size:
+        raise KeelBenchError(
+            f"regularizer={regularizer.name} is a function of a whole forward pass: train.accumulation="
+            f"{recipe.accumulation} must be a multiple of compute.training_processes={count}"
+        )
+    if compute.training_sharding == "full" and count == 1:
+        raise KeelBenchError("compute.training_sharding=full needs compute.training_processes above 1")
+    if compute.device_map is not None and count > 1:
+        raise KeelBenchError("compute.device_map spreads one process's model; compute.training_processes=1")
+    if quantised(recipe):
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise KeelBenchError("train.quantization=nf4 needs bitsandbytes: pip install 'keelbench[qlora]'")
+        if compute.training_sharding == "full":
+            raise KeelBenchError("train.quantization=nf4 and compute.training_sharding=full: 4-bit weights stay whole")
+
+
+def quantised(recipe: Recipe) -> bool:
+    return isinstance(recipe, LoraRecipe) and recipe.quantization != "none"
+
+
+def train_over_processes(job: Job, count: int) -> int:
+    """``job`` by ``count`` processes; the tokens that went through the model.
+
+    Raises:
+        KeelBenchError: what a rank raised; or that one died, with the end of its output.
+    """
+    return int(run_over_processes(__name__, job, count, threads=job.compute.threads, what="fine-tuning: a training"))
+
+
+def train(job: Job, base: Any, tokenizer: Any, *, device: Any = None, main: bool = True) -> int:
+    """Train on ``base``, which is changed, and write the result; the tokens that went through the model.
+
+    Args:
+        base: the model without adapters; in float32 where all of its weights are trained.
+        device: see ``suite.training.fine_tune``.
+        main: whether this process writes.
+    """
+    import torch
+
+    from suite.training import attach_lora, fine_tune
+
+    recipe = job.recipe
+    if job.compute.gradient_checkpointing:
+        base.gradient_checkpointing_enable({"use_reentrant": False})
+    if isinstance(recipe, LoraRecipe):
+        model = attach_lora(base, recipe, job.seed)
+        # Which base it belongs to, without the path of somebody's cache.
+        model.peft_config["default"].base_model_name_or_path = job.spec.source
+    else:
+        model = base.requires_grad_(True)
+    dtype = getattr(torch, job.spec.dtype)
+
+    with progress("fine-tuning", None) as advance, tempfile.TemporaryDirectory() as scratch:
+
+        def on_step(step: int, total: int) -> None:
+            advance.to(step, total)
+            if job.every is not None and (step % job.every == 0 or step == total):
+                _save(model, job, tokenizer, job.kept / f"step-{step}", main)
+
+        log = fine_tune(
+            model,
+            tokenizer,
+            job.samples,
+            recipe,
+            seed=job.seed,
+            work_dir=Path(scratch),
+            auxiliary_loss=None if job.regularizer.name == "none" else job.regularizer.auxiliary_loss,
+            hidden_states=job.regularizer.hidden_states,
+            tokens_per_pass=job.compute.training_tokens_per_pass,
+            on_step=on_step,
+            compute_dtype=None if dtype == torch.float32 else dtype,
+            device=device,
+            sharding=job.compute.training_sharding,
+        )
+    _save(model, job, tokenizer, job.out, main)
+    if main:
+        report = {"curve": log.curve, "truncated": log.truncated, "regularizer": job.regularizer.report()}
+        (job.out / "training.json").write_text(json.dumps(report, indent=1))
+    return log.tokens
+
+
+def load_base(job: Job) -> tuple[Any, Any]:
+    """The model that ``train`` takes: in 4 bits for QLoRA; in float32 for training all weights, whose small updates
+    bfloat16 would swallow."""
+    if quantised(job.recipe):
+        return load(job.weights, job.spec, job.compute, quantization="nf4")
+    spec = job.spec if isinstance(job.recipe, LoraRecipe) else replace(job.spec, dtype="float32")
+    return load(job.weights, spec, job.compute)
+
+
+def _save(model: Any, job: Job, tokenizer: Any, folder: Path, main: bool) -> None:
+    """An adapter, or a whole model in its own dtype with its tokenizer; every process takes part in gathering shards."""
+    import torch
+
+    state = None
+    if isinstance(job.recipe, LoraRecipe):
+        if job.compute.training_sharding == "full":
+            state = {name: _whole(p) for name, p in model.named_parameters() if p.requires_grad}
+        if main:
+            model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False, state_dict=state)
+        return
+    dtype = getattr(torch, job.spec.dtype)
+    state = {name: _whole(value).to(dtype) for name, value in model.state_dict().items()}
+    if main:
+        trained_in, model.config.dtype = model.config.dtype, dtype
+        model.save_pretrained(folder, state_dict=state)
+        model.config.dtype = trained_in
+        tokenizer.save_pretrained(folder)
+
+
+def _whole(value: Any) -> Any:
+    """A tensor on the CPU out of its shards, if it has any."""
+    value = value.detach()
+    return (value.full_tensor() if hasattr(value, "full_tensor") else value).cpu()
+
+
+def _rank(job: Job, state: Any) -> int:
+    from accelerate.utils import DistributedType
+
+    # FSDP takes its shards from the CPU, so that no GPU ever holds the whole model.
+    sharded = job.compute.training_sharding == "full"
+    if sharded and state.device.type == "cpu":
+        # accelerate shards where this says so, and for several CPUs it does not; the rest works on gloo as it is.
+        state._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    placed = replace(job.compute, device="cpu" if sharded else str(state.device))
+    base, tokenizer = load_base(replace(job, compute=placed))
+    return train(job, base, tokenizer, device=state.device, main=state.is_main_process)
+
+
+if __name__ == "__main__":
+    rank_main(_rank)
