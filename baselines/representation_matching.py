@@ -12,7 +12,7 @@ from baselines.architecture import blocks, device_of
 from baselines.bi_anchoring import spread_over_categories
 from baselines.distributed import over_ranks
 from baselines.method import Engine, Method
-from baselines.records import Sample, Scores
+from baselines.records import PromptResponses, Sample, Scores
 from baselines.registry import register
 from baselines.representations import read_states, token_position
 from eval.chat import ChatFormat
@@ -55,7 +55,7 @@ class RepresentationMatching(Method):
         references = self._states(model, chat, [(a.instruction, a.compliance) for a in pairs], Engine())[0]
 
         def compute(indices: Sequence[int]) -> torch.Tensor:
-            texts = [(samples[i].prompt, samples[i].response) for i in indices]
+            texts = PromptResponses(samples, indices)
             cosines, truncated = self._states(model, chat, texts, engine, references)
             return torch.stack([cosines.amax(1), cosines.mean(1), truncated], dim=1).double()
 

@@ -48,7 +48,7 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class LoraRecipe(Recipe):
-    """Supervised fine-tuning with LoRA (Hu et al. 2022), on quantised weights where asked for (Dettmers et al. 2023)."""
+    """Supervised fine-tuning with LoRA (Hu et al. 2022), perhaps on quantised weights (Dettmers et al. 2023)."""
 
     rank: int
     alpha: int
@@ -323,7 +323,7 @@ def model_spec(config: Mapping[str, Any]) -> ModelSpec:
     else:
         recipe = build(LoraRecipe, align.pop("recipe"), "model.align.recipe")
         if recipe.quantization != "none":
-            raise KeelBenchError("model.align.recipe.quantization: an alignment is merged into unquantised weights; none")
+            raise KeelBenchError("model.align.recipe.quantization=none: an alignment is merged into the weights")
         spec = build(AlignSpec, {**align, "recipe": recipe}, "model.align")
     return build(ModelSpec, {**values, "align": spec}, "model")
 

@@ -5,8 +5,9 @@ conversations are sorted by length before they are split into forward passes (th
 so the split does not change it), and the passes run under bfloat16 autocast with float32 adapters, which peft would
 otherwise feed with float32 copies of every activation.
 
-Several processes (a torch.distributed group: ``suite.stages.training_ranks``) share each optimiser step's conversations,
-by accelerate: DDP, or FSDP where the weights are to be sharded, too. Beyond rounding the result is one process's.
+Several processes (a torch.distributed group: ``suite.stages.training_ranks``) share each optimiser step's
+conversations, by accelerate: DDP, or FSDP where the weights are to be sharded, too. Beyond rounding the result is one
+process's.
 """
 
 import contextlib
@@ -258,7 +259,9 @@ class _ResponseTrainer(Trainer):
     def _passes_of_step(self) -> int:
         """Forward passes with rows in this optimiser step, all processes' together; the epoch's last may have fewer."""
         step = self.state.global_step % math.ceil(self.n_rows / self.shares.step_size)
-        return math.ceil(min(self.shares.step_size, self.n_rows - step * self.shares.step_size) / self.shares.rows_a_pass)
+        return math.ceil(
+            min(self.shares.step_size, self.n_rows - step * self.shares.step_size) / self.shares.rows_a_pass
+        )
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler:
         lengths = [len(row["input_ids"]) for row in self.train_dataset][: self.n_rows]

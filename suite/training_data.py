@@ -70,7 +70,9 @@ class StepSortedSampler(torch.utils.data.Sampler[int]):
 
 def supervised_rows(conversations: Sequence[Conversation]) -> list[dict[str, list[int]]]:
     """Ids and shifted labels of each conversation; the end of a truncated one teaches nothing."""
-    return [dict(zip(("input_ids", "labels"), supervised_labels(c, keep_end=False), strict=True)) for c in conversations]
+    return [
+        dict(zip(("input_ids", "labels"), supervised_labels(c, keep_end=False), strict=True)) for c in conversations
+    ]
 
 
 PADDING_ROW: dict[str, list[int]] = {"input_ids": [], "labels": []}  # no token, nothing supervised

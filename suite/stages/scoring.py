@@ -5,7 +5,6 @@ import shutil
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 
 from baselines.method import Engine, Method
@@ -17,7 +16,6 @@ from suite.progress import progress
 from suite.stages.data import Data
 from suite.stages.models import LoadedModel
 from suite.stages.scoring_ranks import Job, processes, score_over_processes
-from suite.tables import read_table
 
 
 @dataclass(frozen=True)
@@ -123,11 +121,9 @@ def write_scores(folder: Path, scores: Scores) -> None:
 
 
 def read_scores(folder: Path) -> Scores:
-    rows = read_table(folder / "scores.parquet")
-    names = [name for name in rows[0] if name not in ("id", "score", "rank")]
-    return Scores(
-        tuple(row["id"] for row in rows),
-        np.array([row["score"] for row in rows]),
-        {name: np.array([row[name] for row in rows]) for name in names},
-        json.loads((folder / "info.json").read_text()),
-    )
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(folder / "scores.parquet")
+    columns = {name: table[name].to_numpy() for name in table.column_names if name not in ("id", "rank")}
+    info = json.loads((folder / "info.json").read_text())
+    return Scores(tuple(table["id"].to_pylist()), columns.pop("score"), columns, info)

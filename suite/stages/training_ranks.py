@@ -1,7 +1,7 @@
 """One fine-tuning, in this process or spread over several of this machine, one GPU each.
 
-With several, ``suite.stages.ranks`` runs this module once a rank. accelerate shares the gradient (DDP), or shards weights,
-gradients and optimiser state, too (FSDP2, ``compute.training_sharding=full``); rank 0 writes what was trained.
+With several, ``suite.stages.ranks`` runs this module once a rank. accelerate shares the gradient (DDP), or shards
+weights, gradients and optimiser state, too (FSDP2, ``compute.training_sharding=full``); rank 0 writes what was trained.
 """
 
 import importlib.util
@@ -137,7 +137,7 @@ def load_base(job: Job) -> tuple[Any, Any]:
 
 
 def _save(model: Any, job: Job, tokenizer: Any, folder: Path, main: bool) -> None:
-    """An adapter, or a whole model in its own dtype with its tokenizer; every process takes part in gathering shards."""
+    """An adapter, or a whole model in its own dtype with its tokenizer; every process helps to gather shards."""
     import torch
 
     state = None

@@ -92,6 +92,9 @@ def test_steps_are_shared_out_whole():
     assert StepShares.of(8, 1, 4) == StepShares(4, 2, 1)
     sampler = StepSortedSampler([5, 1, 9, 3, 7], step_size=4, seed=0, multiple=4)
     order = list(sampler)
-    assert len(sampler) == 8 and sorted(order[:5]) == list(range(5)) and order[5:] == [5, 5, 5]
+    assert len(sampler) == 8
+    assert sorted(order[:5]) == list(range(5))
+    assert order[5:] == [5, 5, 5]
     empty = collate_rows([PADDING_ROW, PADDING_ROW])
-    assert empty["lengths"].tolist() == [0, 0] and (empty["labels"] == -100).all()
+    assert empty["lengths"].tolist() == [0, 0]
+    assert (empty["labels"] == -100).all()
