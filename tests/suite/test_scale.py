@@ -41,7 +41,7 @@ def test_a_sample_table_is_the_list_it_was_made_of(samples):
         table.places([samples[0].id, "nobody"])
     with pytest.raises(IndexError):
         table[N]
-    copy = pickle.loads(pickle.dumps(table))  # as a scoring process gets it
+    copy = pickle.loads(pickle.dumps(table))  # noqa: S301 (as a scoring process gets it)
     assert copy[N - 1] == samples[-1]
     path = table.path
     del table
