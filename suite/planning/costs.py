@@ -1,7 +1,7 @@
 """Stage by stage: operations, memory, hours and money. docs/scaling.md derives the formulas and checks them.
 
-Every estimate is arithmetic on named inputs; how far off it was where it could be checked is in docs/scaling.md, and for
-hardware whose efficiencies were not measured nothing better than a factor of two or three may be expected.
+Every estimate is arithmetic on named inputs; how far off it was where it could be checked is in docs/scaling.md. For
+hardware whose efficiencies were not measured nothing better than a factor of three may be expected.
 """
 
 from dataclasses import dataclass
