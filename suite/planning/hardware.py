@@ -58,9 +58,9 @@ def _fitted() -> dict[str, float]:
 
 
 # Measured on the build machine (2 cores of an AMD EPYC with AVX512-BF16; docs/benchmarks): a bfloat16 matrix product of
-# 2048 cubed, and a copy of 1 GiB.
+# 2048 cubed; and a copy of 1 GiB, beside other work.
 CPU_PEAK = 8.7e11
-CPU_BANDWIDTH = 2.0e10
+CPU_BANDWIDTH = 6.7e9
 CPU_AT_ONCE = 80  # sequences of a batch of backend=hf, at its default token budget
 
 # No GPU was to be had: these are what well-run jobs reach by common report (Chowdhery et al. 2022, table 3: 46 % for

@@ -1,5 +1,6 @@
 """LoRA, QLoRA and full fine-tuning as stages: keys that did not move, whole models, what is refused."""
 
+import contextlib
 from dataclasses import replace
 
 import pytest
@@ -8,10 +9,11 @@ import torch
 from baselines import Sample
 from baselines.regularizer import build_regularizer
 from eval.errors import KeelBenchError
+from eval.records import Completion, Prompt
 from suite.cache import StageCache
 from suite.plan import LoraRecipe, Recipe
 from suite.stages.finetuning import fine_tune_selection
-from suite.stages.generation import tuned
+from suite.stages.generation import complete, tuned
 from suite.stages.models import LoadedModel, Weights, load
 from suite.stages.training_ranks import check_training
 from tests.helpers import COMPUTE, SMOLLM2, plan, tiny_model
@@ -41,7 +43,7 @@ def test_the_recipes_and_what_their_keys_know():
     assert full.learning_rate == 2e-5
 
 
-def test_full_fine_tuning_keeps_a_whole_model(model, tmp_path):
+def test_full_fine_tuning_keeps_a_whole_model_and_back_ends_load_it(model, tmp_path, monkeypatch):
     recipe, cache = plan(None, "train=full", *QUICK).train, StageCache(tmp_path / "cache")
     result = fine_tune_selection(model, SAMPLES, recipe, regularizer=NONE, seed=1, cache=cache)
     assert result.whole
@@ -56,6 +58,24 @@ def test_full_fine_tuning_keeps_a_whole_model(model, tmp_path):
     assert any("embed_tokens" in n for n in moved)
     assert any("mlp.up_proj" in n for n in moved)
     assert fine_tune_selection(model, SAMPLES, recipe, regularizer=NONE, seed=1, cache=cache).entry.cached
+
+    given = []
+
+    class Engine(contextlib.nullcontext):
+        def __init__(self, folder, adapter, **options):
+            given.append((folder, adapter, options["tensor_parallel_size"]))
+
+        def __enter__(self):
+            return self
+
+        def generate(self, prompts, **options):
+            return [Completion(p.id, "Yes.", 2, "stop") for p in prompts]
+
+    monkeypatch.setattr("eval.vllm_engine.VllmEngine", Engine)
+    run = plan(None, "backend=vllm", "backend.tensor_parallel_size=4")
+    prompts = {"asked": [Prompt("1", "asked", "Hello?", "", "comply")]}
+    complete(model, result, prompts, evaluation=run.evaluation, backend=run.backend, cache=cache)
+    assert given == [(result.folder, None, 4)]
 
 
 def test_gradient_checkpointing_changes_nothing(model, tmp_path):
