@@ -14,8 +14,9 @@ export TOKENIZERS_PARALLELISM ?= false
 demo: setup
 	$(PY) -m suite -m +experiment=demo
 
+# Two files at a time: most of a test's time is one core's.
 test: setup-vllm sandbox lint
-	$(PY) -m pytest
+	$(PY) -m pytest --numprocesses 2 --dist loadfile
 
 setup: $(STAMP)
 

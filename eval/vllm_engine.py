@@ -38,16 +38,17 @@ class VllmEngine:
 
     Args:
         folder: the model's weights and tokenizer.
-        adapter: a LoRA adapter's folder (peft's), loaded as such; None without.
+        adapters: folders (peft's) of the LoRA adapters that it will be asked with, one at a time; each is loaded, as
+            such, when it is first named.
 
     Raises:
-        KeelBenchError: vLLM cannot load the model or the adapter.
+        KeelBenchError: vLLM cannot load the model.
     """
 
     def __init__(
         self,
         folder: Path,
-        adapter: Path | None = None,
+        adapters: Sequence[Path] = (),
         *,
         dtype: str,
         max_model_len: int,
@@ -66,22 +67,25 @@ class VllmEngine:
         from vllm import LLM
         from vllm.platforms import current_platform
 
+        self.folder = folder
         self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         self._generation_config = generation_config(folder, config)
         context = getattr(config, "max_position_embeddings", None)
         self.context = min(max_model_len, context or max_model_len)
-        self._lora: Any = None
+        self._adapters = list(adapters)
         options: dict[str, Any] = {}
         on_cpu = current_platform.is_cpu()
         kv_cache_gib = CPU_KV_CACHE_GIB if kv_cache_gib is None and on_cpu else kv_cache_gib
         if kv_cache_gib is not None:
             options["kv_cache_memory_bytes"] = int(kv_cache_gib * 2**30)
-        if adapter is not None:
-            from vllm.lora.request import LoRARequest
-
-            self._lora = LoRARequest("adapter", 1, str(adapter))
-            options |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": _max_rank(adapter)}
+        if adapters:
+            options |= {
+                "enable_lora": True,
+                "max_loras": 1,
+                "max_lora_rank": max(map(_max_rank, adapters)),
+                "lora_target_modules": _target_modules(adapters),
+            }
         try:
             self._engine: Any = LLM(
                 model=str(folder),
@@ -100,7 +104,7 @@ class VllmEngine:
                 **options,
             )
         except (ValueError, RuntimeError, NotImplementedError) as error:
-            hint = " With backend.merge_adapter=true it needs no LoRA support." if adapter is not None else ""
+            hint = " With backend.merge_adapter=true it needs no LoRA support." if adapters else ""
             raise KeelBenchError(f"vLLM cannot start: {error}.{hint}") from error
 
     def generate(
@@ -108,6 +112,7 @@ class VllmEngine:
         prompts: Sequence[Prompt],
         *,
         max_new_tokens: int,
+        adapter: Path | None = None,
         system: str | None = None,
         on_batch: Callable[[int], None] = lambda done: None,
     ) -> list[Completion]:
@@ -120,12 +125,13 @@ class VllmEngine:
             return []
         chat = ChatFormat(self.tokenizer)
         stop = chat.stop_ids(SimpleNamespace(generation_config=self._generation_config))
-        new_ids = self.generate_ids(encode(chat, prompts, system, max_new_tokens, self.context), max_new_tokens, stop)
+        encoded = encode(chat, prompts, system, max_new_tokens, self.context)
+        new_ids = self.generate_ids(encoded, max_new_tokens, stop, adapter)
         on_batch(len(new_ids))
         return [completion(self.tokenizer, prompt, ids, stop) for prompt, ids in zip(prompts, new_ids, strict=True)]
 
     def generate_ids(
-        self, encoded: Sequence[Sequence[int]], max_new_tokens: int, stop: Sequence[int]
+        self, encoded: Sequence[Sequence[int]], max_new_tokens: int, stop: Sequence[int], adapter: Path | None = None
     ) -> list[Sequence[int]]:
         """Greedy continuations of token ids, each up to and with its first stop token."""
         from vllm import SamplingParams
@@ -134,8 +140,28 @@ class VllmEngine:
             temperature=0.0, max_tokens=max_new_tokens, stop_token_ids=list(stop), ignore_eos=True, detokenize=False
         )
         asked = [{"prompt_token_ids": list(ids)} for ids in encoded]
-        outputs = self._engine.generate(asked, params, lora_request=self._lora, use_tqdm=False)
+        outputs = self._engine.generate(asked, params, lora_request=self.lora_request(adapter), use_tqdm=False)
         return [out.outputs[0].token_ids for out in outputs]
+
+    def lora_request(self, adapter: Path | None) -> Any:
+        """What vLLM is to be given with a prompt so that the adapter is on; None for None.
+
+        Raises:
+            KeelBenchError: the engine was not started for this adapter.
+        """
+        if adapter is None:
+            return None
+        if adapter not in self._adapters:
+            raise KeelBenchError(f"vLLM was started for other adapters than {adapter}")
+        from vllm.lora.request import LoRARequest
+
+        number = 1 + self._adapters.index(adapter)
+        return LoRARequest(f"adapter-{number}", number, str(adapter))
+
+    @property
+    def llm(self) -> Any:
+        """vLLM's own ``LLM``, for whoever (lm-eval) makes requests of its own."""
+        return self._engine
 
     def close(self) -> None:
         """Stop the engine and its processes; further calls do nothing."""
@@ -156,9 +182,7 @@ def _max_rank(adapter: Path) -> int:
     Raises:
         CapacityError: its rank is above vLLM's largest.
     """
-    import json
-
-    settings = json.loads((adapter / "adapter_config.json").read_text())
+    settings = _settings(adapter)
     rank = max([settings["r"], *(settings.get("rank_pattern") or {}).values()])
     fitting = [allowed for allowed in MAX_LORA_RANKS if allowed >= rank]
     if not fitting:
@@ -167,3 +191,22 @@ def _max_rank(adapter: Path) -> int:
             f"the adapter's rank {rank} is above vLLM's {largest}; backend.merge_adapter=true needs none"
         )
     return fitting[0]
+
+
+def _target_modules(adapters: Sequence[Path]) -> list[str] | None:
+    """The layers that have adapters; None where one names them by a pattern.
+
+    vLLM would put empty adapters on all others. The one on the output layer breaks the likelihoods of prompts: with it
+    vLLM (0.32, CPU) stops at the first request for them.
+    """
+    named = [_settings(adapter)["target_modules"] for adapter in adapters]
+    if any(isinstance(modules, str) for modules in named):
+        return None
+    return sorted({module for modules in named for module in modules})
+
+
+def _settings(adapter: Path) -> dict[str, Any]:
+    import json
+
+    settings: dict[str, Any] = json.loads((adapter / "adapter_config.json").read_text())
+    return settings

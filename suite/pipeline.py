@@ -1,4 +1,4 @@
-"""A run: score → select → fine-tune → generate → judge → utility → record."""
+"""A run: score → select → fine-tune → generate → utility → judge → record."""
 
 import functools
 import hashlib
@@ -23,10 +23,11 @@ from suite.flops import compute_costs
 from suite.plan import RunPlan
 from suite.ranking import sample_row, score_rows, tracked_places, write_ranking, write_selected
 from suite.records import RunRecord, write_record
-from suite.stages.checkpoints import curve_points, safety_curve
+from suite.stages.checkpoints import Answers, as_adapters, complete_checkpoints, curve_points, safety_curve
 from suite.stages.data import Data, benchmark_files, ids_key, load_data, load_prompts
 from suite.stages.finetuning import fine_tune_selection
 from suite.stages.generation import check_backend, complete
+from suite.stages.inference import Inference
 from suite.stages.judging import judge_completions, score_means, total_usage, with_weights
 from suite.stages.models import LoadedModel, locate, prepare
 from suite.stages.scoring import score
@@ -131,15 +132,32 @@ def run(plan: RunPlan, folder: Path, sweep: str) -> RunRecord:
             entries.append(adapter.entry)
             tracker.curve(adapter.curve)
 
-        completions = complete(
-            model,
-            adapter,
-            prompts,
-            evaluation=plan.evaluation,
-            backend=plan.backend,
-            cache=cache,
-            method=plan.method,
-        )
+        along: list[tuple[int, Answers]] = []
+        with Inference(model, plan.backend, [adapter, *as_adapters(adapter)] if adapter else []) as inference:
+            completions = complete(
+                model,
+                adapter,
+                prompts,
+                evaluation=plan.evaluation,
+                backend=plan.backend,
+                cache=cache,
+                method=plan.method,
+                inference=inference,
+            )
+            if adapter is not None and adapter.checkpoints_entry is not None:
+                along = complete_checkpoints(
+                    model,
+                    adapter,
+                    prompts,
+                    evaluation=plan.evaluation,
+                    backend=plan.backend,
+                    cache=cache,
+                    inference=inference,
+                )
+            utility = measure_utility(
+                tasks, model, adapter, spec=plan.utility, backend=plan.backend, cache=cache, inference=inference
+            )
+        model.drop()  # a judge may need the memory
         judge, verdicts = with_weights(plan.judge), {}
         for name, (texts, entry) in completions.items():
             verdicts[name], judged = judge_completions(judge, prompts[name], texts, entry.key, cache)
@@ -148,13 +166,8 @@ def run(plan: RunPlan, folder: Path, sweep: str) -> RunRecord:
         safety: list[dict[str, Any]] = []
         if adapter is not None and adapter.checkpoints_entry is not None:
             entries.append(adapter.checkpoints_entry)
-            safety = safety_curve(
-                model, adapter, prompts, evaluation=plan.evaluation, backend=plan.backend, judge=judge, cache=cache
-            )
+            safety = safety_curve(along, prompts, evaluation=plan.evaluation, judge=judge, cache=cache)
             tracker.curve(curve_points(safety))
-        utility = measure_utility(
-            tasks, model, adapter, spec=plan.utility, merge_adapter=plan.backend.merge_adapter, cache=cache
-        )
         entries += utility.entries
 
         everything = [p for asked in prompts.values() for p in asked]

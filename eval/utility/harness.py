@@ -1,4 +1,4 @@
-"""Runs a utility task through lm-eval, in this process, on the model that is loaded."""
+"""Runs a utility task through lm-eval, in this process, on the model that is loaded or the engine that runs."""
 
 import json
 import logging
@@ -19,31 +19,27 @@ class Utility:
 
 def run_task(
     task: UtilityTask,
-    model: Any,
-    tokenizer: Any,
+    lm: Any,
     *,
     limit: int | None,
     chat_template: bool,
-    batch_size: int,
     max_new_tokens: int | None = None,
 ) -> Utility:
-    """One task on a loaded model.
+    """One task on one model.
 
     Args:
+        lm: lm-eval's ``LM``, from ``eval.utility.language_models``.
         limit: documents a subject (MMLU has 57, BBH 27, MATH 7); None = all. The first ones, as lm-eval counts them.
         chat_template: prompts as chats, few-shot examples as earlier turns.
-        batch_size: sequences a forward pass.
         max_new_tokens: generated tokens at most, instead of the stock task's own number; None leaves that.
     """
     from lm_eval import simple_evaluate
     from lm_eval.api.group import Group
     from lm_eval.config.group import AggMetricConfig
-    from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
     for name in ("lm_eval", "lm-eval"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    lm = HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
     filters = [filter_name for _, filter_name in task.variants]
     group = Group(task.name + _GROUP, aggregate_metric_list=[AggMetricConfig(task.metric, filter_list=filters)])
     for part in task.parts:
@@ -84,7 +80,7 @@ def run_task(
             else None,  # "N/A" of one document
             "n": n,
         }
-    return Utility(scores, samples, _tokens(results["samples"], tokenizer))
+    return Utility(scores, samples, _tokens(results["samples"], lm.tokenizer))
 
 
 _GROUP = " (all subjects)"

@@ -21,6 +21,7 @@ from typing import Any
 
 from eval.errors import DataError, KeelBenchError, UnknownNameError
 from eval.sandbox import Sandbox
+from eval.utility.language_models import distribution_version
 from eval.utility.local import MATH_FOLDERS, READERS
 
 # Task → where in lm-eval's folder its YAMLs are ({part} is a subject), its metric, and its variants: (suffix, filter).
@@ -197,18 +198,10 @@ def _math_verify(document: dict[str, Any], results: list[str]) -> dict[str, int]
 def _any_antlr() -> Iterator[None]:
     """Inside, the MATH tasks' module may be imported beside Hydra's ANTLR runtime: it asserts the version of one that
     only ``exact_match`` needs."""
-    real = importlib.metadata.version
-    try:
-        # Everything else that asks for versions, and is to be told the truth.
-        import math_verify  # noqa: F401
+    import math_verify  # noqa: F401  it asks for the version too, and is to be told the truth
 
-        def version(distribution_name: str) -> str:
-            return "4.11" if distribution_name == "antlr4-python3-runtime" else real(distribution_name)
-
-        importlib.metadata.version = version
+    with distribution_version("antlr4-python3-runtime", "4.11"):
         yield
-    finally:
-        importlib.metadata.version = real
 
 
 @contextlib.contextmanager

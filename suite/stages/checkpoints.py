@@ -12,36 +12,64 @@ from typing import Any
 from eval.benchmarks import take
 from eval.judges import Judge
 from eval.metrics import safety_rates
-from eval.records import Prompt, Verdict
-from suite.cache import StageCache
+from eval.records import Completion, Prompt, Verdict
+from suite.cache import Entry, StageCache
 from suite.plan import BackendSpec, EvalSpec, VllmSpec
 from suite.stages.finetuning import Adapter
 from suite.stages.generation import complete
+from suite.stages.inference import Inference
 from suite.stages.judging import judge_completions
 from suite.stages.models import LoadedModel
 
+Answers = Mapping[str, tuple[list[Completion], Entry]]  # by benchmark
 
-def safety_curve(
+
+def complete_checkpoints(
     model: LoadedModel,
     adapter: Adapter,
     prompts: Mapping[str, Sequence[Prompt]],
     *,
     evaluation: EvalSpec,
     backend: BackendSpec | VllmSpec,
+    cache: StageCache,
+    inference: Inference,
+) -> list[tuple[int, Answers]]:
+    """``(step, answers)`` of each checkpoint to the prompts that ``asked_along`` takes; step 0 is the model before."""
+    few = asked_along(prompts, evaluation)
+    points: list[tuple[int, Adapter | None]] = [(0, None)]
+    points += [(c.step, tuned) for c, tuned in zip(adapter.checkpoints, as_adapters(adapter), strict=True)]
+    return [
+        (
+            step,
+            complete(model, tuned, few, evaluation=evaluation, backend=backend, cache=cache, inference=inference),
+        )
+        for step, tuned in points
+    ]
+
+
+def as_adapters(adapter: Adapter) -> list[Adapter]:
+    """The adapter's checkpoints as adapters of their own."""
+    return [replace(adapter, folder=c.folder, key=c.key) for c in adapter.checkpoints]
+
+
+def asked_along(prompts: Mapping[str, Sequence[Prompt]], evaluation: EvalSpec) -> dict[str, list[Prompt]]:
+    """Of every benchmark ``evaluation.every_limit`` prompts of each expectation, a subset of the run's own."""
+    return {name: take(list(asked), evaluation.every_limit) for name, asked in prompts.items()}
+
+
+def safety_curve(
+    answers: Sequence[tuple[int, Answers]],
+    prompts: Mapping[str, Sequence[Prompt]],
+    *,
+    evaluation: EvalSpec,
     judge: Judge,
     cache: StageCache,
 ) -> list[dict[str, Any]]:
-    """Rows (step, metric, benchmark, value, n, low, high), step 0 being the model before.
-
-    Of every benchmark ``evaluation.every_limit`` prompts of each expectation are asked, a subset of the run's own.
-    """
-    few = {name: take(list(asked), evaluation.every_limit) for name, asked in prompts.items()}
+    """Rows (step, metric, benchmark, value, n, low, high) of the checkpoints' answers."""
+    few = asked_along(prompts, evaluation)
     everything = [p for asked in few.values() for p in asked]
-    points: list[tuple[int, Adapter | None]] = [(0, None)]
-    points += [(c.step, replace(adapter, folder=c.folder, key=c.key)) for c in adapter.checkpoints]
     rows: list[dict[str, Any]] = []
-    for step, tuned in points:
-        completions = complete(model, tuned, few, evaluation=evaluation, backend=backend, cache=cache)
+    for step, completions in answers:
         verdicts: list[Verdict] = []
         for name, (texts, entry) in completions.items():
             verdicts += judge_completions(judge, few[name], texts, entry.key, cache)[0]

@@ -10,12 +10,13 @@ from eval.errors import KeelBenchError
 from eval.metrics import Rate
 from eval.sandbox import Sandbox
 from eval.utility.harness import run_task
+from eval.utility.language_models import through_transformers, through_vllm
 from eval.utility.tasks import RUNS_CODE, UtilityTask, build_task, harness_version
 from suite.cache import Entry, StageCache
-from suite.plan import UtilitySpec
+from suite.plan import BackendSpec, UtilitySpec, VllmSpec
 from suite.progress import progress
 from suite.stages.finetuning import Adapter
-from suite.stages.generation import tuned
+from suite.stages.inference import Inference
 from suite.stages.models import LoadedModel
 from suite.tables import read_table, write_table
 
@@ -69,16 +70,20 @@ def measure_utility(
     adapter: Adapter | None,
     *,
     spec: UtilitySpec,
-    merge_adapter: bool,
+    backend: BackendSpec | VllmSpec,
     cache: StageCache,
+    inference: Inference,
 ) -> Utility:
-    """Every task's scores. They run through transformers, whatever back end answers the benchmarks."""
-    ready: list[tuple[Any, Any]] = []
+    """Every task's scores, through the back end that answers the benchmarks: with vLLM, the same running engine."""
+    made: list[Any] = []
 
-    def subject() -> tuple[Any, Any]:
-        if not ready:
-            ready.append(tuned(model, adapter, merge=merge_adapter))
-        return ready[0]
+    def subject() -> Any:
+        if not made:
+            if isinstance(backend, VllmSpec):
+                made.append(through_vllm(*inference.vllm(adapter)))
+            else:
+                made.append(through_transformers(*inference.transformers(adapter), batch_size=spec.batch_size))
+        return made[0]
 
     rates: dict[str, Rate] = {}
     stderr: dict[str, float | None] = {}
@@ -92,10 +97,9 @@ def measure_utility(
             with progress(f"utility: {task.name}", None):
                 found = run_task(
                     task,
-                    *subject(),
+                    subject(),
                     limit=limit,
                     chat_template=spec.chat_template,
-                    batch_size=spec.batch_size,
                     max_new_tokens=spec.max_new_tokens,
                 )
             (out / "scores.json").write_text(json.dumps(found.scores, indent=1))
@@ -103,6 +107,7 @@ def measure_utility(
             return found.tokens
 
         measured_with = {
+            "backend": backend.name,
             "harness": f"lm-eval {harness_version()}",
             "task_version": task.version,
             "metric": task.metric,
@@ -111,20 +116,20 @@ def measure_utility(
             "parts": list(spec.tasks[name].parts or ["all"]),
             "documents": task.key,
             "chat_template": spec.chat_template,
-            "batch_size": spec.batch_size,
+            **_how_run(spec, backend),
             "max_new_tokens": spec.max_new_tokens,
             "sandbox": spec.sandbox if name in RUNS_CODE else None,
         }
         inputs = {
             "model": model.weights.key,
             "dtype": model.spec.dtype,
-            "attention": model.spec.attention,
+            "attention": None if isinstance(backend, VllmSpec) else model.spec.attention,
             "adapter": adapter.key if adapter else None,
-            "merged": merge_adapter if adapter else None,
+            "merged": backend.merge_adapter if adapter else None,
             "task": name,
             **measured_with,
         }
-        entry = cache.entry("utility", "1", inputs, compute_stage, name)
+        entry = cache.entry("utility", "2", inputs, compute_stage, name)
         entries.append(entry)
         scores = json.loads((entry.path / "scores.json").read_text())
         samples += read_table(entry.path / "samples.parquet")
@@ -134,3 +139,11 @@ def measure_utility(
         filters = {name + suffix: filter_name for suffix, filter_name in task.variants}
         settings[name] = measured_with | {"source": task.source, "filters": filters}
     return Utility(rates, stderr, settings, samples, tuple(entries))
+
+
+def _how_run(spec: UtilitySpec, backend: BackendSpec | VllmSpec) -> dict[str, int]:
+    """What of the back end's settings scores may depend on: sequences a pass; vLLM's longest context, beyond which
+    lm-eval cuts prompts."""
+    if isinstance(backend, VllmSpec):
+        return {"max_model_len": backend.max_model_len}
+    return {"batch_size": spec.batch_size}

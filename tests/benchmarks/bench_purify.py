@@ -1,7 +1,8 @@
 """Purify as a new user would: real rows with planted ones in a file, purified by each method on the aligned SmolLM2.
 
 ``SUITE_DATA=../shared/data python -m tests.benchmarks.bench_purify [method ...]``; BENCH_ROWS (600) sets the size,
-BENCH_FOLDER keeps files and pages. Scores come from the stage cache where they are there, with the seconds they took.
+BENCH_FOLDER keeps files and pages. Scores come from the stage cache where they are there, with the seconds they took;
+CPU seconds are the whole command's, so they mean something only from a cache without scores (SUITE_CACHE).
 """
 
 import json
@@ -17,7 +18,7 @@ from baselines.anchors import EMBEDDED
 from baselines.samples import load_samples
 from tests.benchmarks.common import ROOT, alpaca, print_table
 
-METHODS = ("larf", "gradsafe", "bi_anchoring", "representation_matching", "length", "random")
+METHODS = ("random", "length", "larf", "representation_matching", "gradsafe", "bi_anchoring", "seal")
 SMALL = {"seal": ["method.learning_rate=3e-4", "method.selector_learning_rate=5e-2", "method.batch_size=16"]}
 SHARE = 0.05  # planted rows of all
 
@@ -53,14 +54,17 @@ def main() -> None:
                 f"paths.runs={folder}/runs",
                 *SMALL.get(method, []),
             ]
+            before = os.times()
             subprocess.run(command, cwd=ROOT, check=True)
+            after = os.times()
+            cpu = after.children_user - before.children_user + after.children_system - before.children_system
             ranks = pq.read_table(folder / f"{name}.scores.parquet")["rank"].to_pylist()
             record = json.loads((folder / f"{name}.purify.json").read_text())
             written = [json.loads(line)["planted"] for line in (folder / f"{name}.jsonl").read_text().splitlines()]
             seconds = sum(m["seconds"] for m in record["methods"].values())
             controls = [m["controls"] for m in record["methods"].values()]
             cells = [f"{100 * recall(ranks, marks, share):.0f}" for share in (0.05, 0.1, 0.2)]
-            cells += [f"{sum(written)} of {planted}", f"{seconds:.1f}", f"{len(marks) / seconds:.1f}"]
+            cells += [f"{sum(written)} of {planted}", f"{seconds:.1f}", f"{len(marks) / seconds:.1f}", f"{cpu:.0f}"]
             cells.append(
                 " / ".join(
                     "–" if c is None else f"{100 * c['auroc']:.0f} [{100 * c['low']:.0f}, {100 * c['high']:.0f}]"
@@ -69,7 +73,16 @@ def main() -> None:
             )
             table.append([method, *cells])
             print(" | ".join(table[-1]), flush=True)
-    columns = ["method", "recall, % dropping 5 %", "10 %", "20 %", "left in the output (keep=0.9)", "seconds", "rows/s"]
+    columns = [
+        "method",
+        "recall, % dropping 5 %",
+        "10 %",
+        "20 %",
+        "left in the output (keep=0.9)",
+        "seconds",
+        "rows/s",
+        "CPU seconds",
+    ]
     print_table(f"{planted} planted among {len(marks)} rows", [*columns, "controls above a row, %"], table)
 
 

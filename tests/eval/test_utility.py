@@ -1,20 +1,14 @@
 """Guards the utility tasks: lm-eval's own command line, on the same documents, gives the same answers and figures."""
 
-import csv
 import json
-import os
 import shutil
-import subprocess
-import sys
-from itertools import islice
 from pathlib import Path
 
 import pytest
 
 from eval.errors import DataError, KeelBenchError, UnknownNameError
 from eval.sandbox import Sandbox
-from eval.tables import read_rows
-from tests.conftest import ROOT
+from tests.eval.harness_cli import BBH, EXAMPLES, run_command_line, task_files
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed (the extra `utility`)")
 if shutil.which("bwrap") is None:
@@ -22,12 +16,11 @@ if shutil.which("bwrap") is None:
 
 from eval.utility import tasks as utility_tasks
 from eval.utility.harness import run_task
+from eval.utility.language_models import through_transformers
 from eval.utility.tasks import STOCK, build_task, parts_of
 
 LIMIT, BATCH, TOKENS = 2, 4, 24
 SUBJECTS = ("anatomy", "virology")
-BBH = "boolean_expressions"
-EXAMPLES = [{"input": "not ( True ) is", "target": "False"}, {"input": "True or False is", "target": "True"}]
 SHOTS = {"mmlu": 2, "gsm8k": 2, "humaneval": 0, "pubmedqa": 0, "bbh": 3}
 
 CODE_EVAL = '''
@@ -68,86 +61,26 @@ def in_process(smollm2, shared_data, bbh_folder):
             parts={"mmlu": SUBJECTS, "bbh": (BBH,)}.get(name),
         )
         found[name] = run_task(
-            task, *smollm2, limit=LIMIT, chat_template=False, batch_size=BATCH, max_new_tokens=TOKENS
+            task,
+            through_transformers(*smollm2, batch_size=BATCH),
+            limit=LIMIT,
+            chat_template=False,
+            max_new_tokens=TOKENS,
         )
     return found
-
-
-def _write(path: Path, rows) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
-def _task_files(folder: Path, data: Path) -> dict[str, str]:
-    """A YAML for every task, which includes the stock one and names a local file; task name → our name."""
-    import lm_eval
-
-    stock = Path(lm_eval.__file__).parent / "tasks"
-    sources: dict[str, tuple[str, str, dict[str, str]]] = {}
-    for subject in SUBJECTS:
-        files = {}
-        for split in ("dev", "test"):
-            with (data / "mmlu" / split / f"{subject}_{split}.csv").open(newline="") as handle:
-                rows = [
-                    {"question": r["question"], "choices": [r[f"choice{i}"] for i in range(4)],
-                     "answer": int(r["answer"]), "subject": subject}
-                    for r in csv.DictReader(handle)
-                ]  # fmt: skip
-            files[split] = _write(folder / f"{subject}_{split}.jsonl", rows)
-        sources[f"cli_mmlu_{subject}"] = ("mmlu", f"mmlu/default/mmlu_{subject}.yaml", files)
-    gsm8k = {split: str(data / "gsm8k" / f"{split}.jsonl") for split in ("train", "test")}
-    sources["cli_gsm8k"] = ("gsm8k", "gsm8k/gsm8k.yaml", gsm8k)
-    problems = [row for _, row in read_rows(data / "humaneval" / "HumanEval.jsonl.gz")]
-    humaneval = {"test": _write(folder / "humaneval.jsonl", problems)}
-    sources["cli_humaneval"] = ("humaneval", "humaneval/humaneval.yaml", humaneval)
-    truth = json.loads((data / "pubmedqa" / "test_ground_truth.json").read_text())
-    questions = json.loads((data / "pubmedqa" / "ori_pqal.json").read_text())
-    pubmedqa = [{k: questions[i][k] for k in ("QUESTION", "CONTEXTS", "final_decision")} for i in islice(truth, 4)]
-    sources["cli_pubmedqa"] = ("pubmedqa", "pubmedqa/pubmedqa.yaml", {"test": _write(folder / "p.jsonl", pubmedqa)})
-    sources["cli_bbh"] = ("bbh", f"bbh/cot_fewshot/{BBH}.yaml", {"test": _write(folder / "b.jsonl", EXAMPLES)})
-    for task, (name, place, files) in sources.items():
-        lines = {
-            "include": str(stock / place),
-            "task": task,
-            "dataset_path": "json",
-            "dataset_name": None,
-            "validation_split": None,
-            "dataset_kwargs": {"data_files": files},
-            "num_fewshot": SHOTS[name],
-        }
-        if name == "pubmedqa":
-            lines["training_split"] = None
-        (folder / f"{task}.yaml").write_text(json.dumps(lines))  # JSON is YAML
-    return {task: name for task, (name, _, _) in sources.items()}
 
 
 @pytest.fixture(scope="module")
 def command_line(smollm2_folder, shared_data, tmp_path_factory):
     """``(results, samples)`` by task, from ``lm_eval`` in a process of its own."""
     folder = tmp_path_factory.mktemp("cli")
-    names = _task_files(folder, shared_data)
+    names = task_files(folder, shared_data, SHOTS, SUBJECTS)
     (folder / "code_eval").mkdir()
     (folder / "code_eval" / "code_eval.py").write_text(CODE_EVAL)  # evaluate.load looks beside the process first
-    environment = {
-        **os.environ, "HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1", "HF_ALLOW_CODE_EVAL": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-        "HF_HOME": str(folder / "hf"),
-    }  # fmt: skip
-    ran = subprocess.run(
-        [sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", f"pretrained={smollm2_folder},dtype=float32",
-         "--device", "cpu", "--tasks", ",".join(names), "--include_path", str(folder), "--limit", str(LIMIT),
-         "--batch_size", str(BATCH), "--gen_kwargs", f"max_gen_toks={TOKENS}", "--log_samples",
-         "--output_path", str(folder / "out"), "--confirm_run_unsafe_code"],
-        cwd=folder, env=environment, capture_output=True, text=True, timeout=540,
+    return run_command_line(
+        folder, names, "hf", f"pretrained={smollm2_folder},dtype=float32", "--device", "cpu",
+        "--batch_size", str(BATCH), limit=LIMIT, tokens=TOKENS,
     )  # fmt: skip
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    (results_file,) = (folder / "out").rglob("results_*.json")
-    results = json.loads(results_file.read_text())["results"]
-    samples = {}
-    for task in names:
-        (file,) = (folder / "out").rglob(f"samples_{task}_*.jsonl")
-        samples[task] = [json.loads(line) for line in file.read_text().splitlines()]
-    return results, samples
 
 
 @pytest.mark.parametrize("task", ["mmlu", "gsm8k", "humaneval", "pubmedqa", "bbh"])
@@ -205,7 +138,7 @@ def test_math_runs_beside_hydras_antlr_and_goes_by_math_verify(smollm2, math_fol
         "math", local=math_folder, fewshot=None, chat_template=False, sandbox=Sandbox(), parts=["algebra"]
     )
     assert task.fewshot == 4
-    found = run_task(task, *smollm2, limit=1, chat_template=False, batch_size=1, max_new_tokens=8)
+    found = run_task(task, through_transformers(*smollm2, batch_size=1), limit=1, chat_template=False, max_new_tokens=8)
     assert found.scores["math"]["n"] == 1
     document = task.parts[0].dataset["test"][0]
     judge = task.parts[0].config.process_results
@@ -218,7 +151,7 @@ def test_math_runs_beside_hydras_antlr_and_goes_by_math_verify(smollm2, math_fol
 def test_chats_use_the_template_and_humanevals_instruct_task(smollm2, shared_data):
     task = build_task("humaneval", local=shared_data / "humaneval", fewshot=None, chat_template=True, sandbox=Sandbox())
     assert "Write a solution" in task.parts[0].doc_to_text(task.parts[0].dataset["test"][0])
-    found = run_task(task, *smollm2, limit=1, chat_template=True, batch_size=1, max_new_tokens=8)
+    found = run_task(task, through_transformers(*smollm2, batch_size=1), limit=1, chat_template=True, max_new_tokens=8)
     assert found.scores["humaneval"]["n"] == 1
 
 

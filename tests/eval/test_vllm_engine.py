@@ -48,7 +48,7 @@ def answers(smollm2_folder, adapter, tokenizer):
     import torch
     from transformers import AutoModelForCausalLM
 
-    from suite.stages.generation import with_adapter
+    from suite.stages.inference import with_adapter
 
     options = {"max_new_tokens": 16, "system": "Be brief."}
     with VllmEngine(smollm2_folder, adapter, **SETTINGS) as engine:

@@ -1,6 +1,5 @@
 """LoRA, QLoRA and full fine-tuning as stages: keys that did not move, whole models, what is refused."""
 
-import contextlib
 from dataclasses import replace
 
 import pytest
@@ -13,7 +12,8 @@ from eval.records import Completion, Prompt
 from suite.cache import StageCache
 from suite.plan import LoraRecipe, Recipe
 from suite.stages.finetuning import fine_tune_selection
-from suite.stages.generation import complete, tuned
+from suite.stages.generation import complete
+from suite.stages.inference import Inference
 from suite.stages.models import LoadedModel, Weights, load
 from suite.stages.training_ranks import check_training
 from tests.helpers import COMPUTE, SMOLLM2, plan, tiny_model
@@ -49,7 +49,8 @@ def test_full_fine_tuning_keeps_a_whole_model_and_back_ends_load_it(model, tmp_p
     assert result.whole
     assert result.entry.stage == "tuned_model"
     assert (result.folder / "tokenizer.json").is_file()
-    after, _ = tuned(model, result, merge=False)
+    with Inference(model, plan().backend) as inference:
+        after, _ = inference.transformers(result)
     before, _ = load(model.weights.folder, model.spec, model.compute)
     assert after.dtype == torch.bfloat16
     moved = [
@@ -61,21 +62,22 @@ def test_full_fine_tuning_keeps_a_whole_model_and_back_ends_load_it(model, tmp_p
 
     given = []
 
-    class Engine(contextlib.nullcontext):
-        def __init__(self, folder, adapter, **options):
-            given.append((folder, adapter, options["tensor_parallel_size"]))
+    class Engine:
+        def __init__(self, folder, adapters, **options):
+            given.append((folder, adapters, options["tensor_parallel_size"]))
 
-        def __enter__(self):
-            return self
-
-        def generate(self, prompts, **options):
+        def generate(self, prompts, *, adapter, **options):
+            assert adapter is None
             return [Completion(p.id, "Yes.", 2, "stop") for p in prompts]
+
+        def close(self):
+            pass
 
     monkeypatch.setattr("eval.vllm_engine.VllmEngine", Engine)
     run = plan(None, "backend=vllm", "backend.tensor_parallel_size=4")
     prompts = {"asked": [Prompt("1", "asked", "Hello?", "", "comply")]}
     complete(model, result, prompts, evaluation=run.evaluation, backend=run.backend, cache=cache)
-    assert given == [(result.folder, None, 4)]
+    assert given == [(result.folder, (), 4)]
 
 
 def test_gradient_checkpointing_changes_nothing(model, tmp_path):
@@ -115,5 +117,6 @@ def test_qlora_trains_an_adapter_on_four_bit_weights(model, tmp_path):
     result = fine_tune_selection(model, SAMPLES, recipe, regularizer=NONE, seed=1, cache=cache)
     assert not result.whole
     assert result.curve[-1]["loss"] < result.curve[0]["loss"]
-    answered, _ = tuned(model, result, merge=True)  # the adapter on the unquantised model
+    with Inference(model, plan(None, "backend.merge_adapter=true").backend) as inference:
+        answered, _ = inference.transformers(result)  # the adapter in the unquantised model
     assert answered.dtype == torch.bfloat16
