@@ -140,7 +140,7 @@ def _save(model: Any, job: Job, tokenizer: Any, folder: Path, main: bool) -> Non
     """An adapter, or a whole model in its own dtype with its tokenizer; every process helps to gather shards."""
     import torch
 
-    state = None
+    state: dict[str, Any] | None = None
     if isinstance(job.recipe, LoraRecipe):
         if job.compute.training_sharding == "full":
             state = {name: _whole(p) for name, p in model.named_parameters() if p.requires_grad}
@@ -148,7 +148,13 @@ def _save(model: Any, job: Job, tokenizer: Any, folder: Path, main: bool) -> Non
             model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False, state_dict=state)
         return
     dtype = getattr(torch, job.spec.dtype)
-    state = {name: _whole(value).to(dtype) for name, value in model.state_dict().items()}
+    state, seen = {}, set[int]()
+    for name, value in model.state_dict(keep_vars=True).items():
+        if id(value) not in seen:  # an embedding that is the head, too, is kept once
+            whole = _whole(value).to(dtype)
+            if main:  # the others help to gather, and need no copy
+                state[name] = whole
+        seen.add(id(value))
     if main:
         trained_in, model.config.dtype = model.config.dtype, dtype
         model.save_pretrained(folder, state_dict=state)
