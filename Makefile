@@ -8,11 +8,16 @@ export HF_HUB_OFFLINE ?= 1
 export OMP_WAIT_POLICY ?= passive
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test setup setup-gpu setup-vllm sandbox lint bench clean
+.PHONY: demo test papers setup setup-gpu setup-vllm sandbox lint bench clean
 .DELETE_ON_ERROR:
 
 demo: setup
 	$(PY) -m suite -m +experiment=demo
+
+# Every experiment of the papers, cut to two cores; SUITE_DATA names real data. One of them, or another size:
+# make papers ONLY="larf_table1 larf_table5" WITH="seed=42 scale.larf.k=20"
+papers: setup
+	$(PY) -m suite.reproduce $(ONLY) scale=laptop tracking=disabled $(WITH)
 
 # Two files at a time: most of a test's time is one core's.
 test: setup-vllm sandbox lint

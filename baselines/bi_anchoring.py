@@ -8,10 +8,11 @@ import torch
 
 from baselines.anchors import AnchorPair, load_anchors
 from baselines.architecture import device_of
+from baselines.counting import gradients_work
 from baselines.distributed import over_ranks
 from baselines.gradients.capture import Encoded
 from baselines.gradients.whole import References, gradient_terms, reference_gradients
-from baselines.losses import supervised_labels
+from baselines.losses import IGNORE, supervised_labels
 from baselines.method import Engine, Method
 from baselines.records import Sample, Scores
 from baselines.registry import register
@@ -89,18 +90,21 @@ class BiAnchoring(Method):
                 sample whose loss or gradient is not finite.
         """
         chat = ChatFormat(tokenizer)
-        references = self._references(model, chat, engine)
+        anchors = self._anchors(chat, engine)
+        references = self._references(model, anchors, engine)
         tokens = None if self.response_tokens == "all" else self.response_tokens
 
         def compute(indices: Sequence[int]) -> torch.Tensor:
-            flags = torch.zeros(len(indices), 2, dtype=torch.float64)
+            flags = torch.zeros(len(indices), 4, dtype=torch.float64)
 
             def encode(place: int) -> Encoded:
                 sample = samples[indices[place]]
                 conversation = chat.conversation(sample.prompt, sample.response, max_length=engine.max_length)
                 short = tokens is not None and conversation.response_length < tokens
-                flags[place] = torch.tensor([conversation.truncated, short])
-                return supervised_labels(conversation, tokens=tokens)
+                ids, labels = supervised_labels(conversation, tokens=tokens)
+                supervised = sum(label != IGNORE for label in labels)
+                flags[place] = torch.tensor([conversation.truncated, short, len(ids), supervised])
+                return ids, labels
 
             terms = gradient_terms(
                 model, len(indices), encode, lambda place: samples[indices[place]].id, references, engine=engine
@@ -114,11 +118,14 @@ class BiAnchoring(Method):
             score = sum(w * components[name] for w, name in zip(self.weights, SETS, strict=True))
         else:
             score = components.pop("score")
-        truncated, short = columns[-2:].sum(axis=1)
+        lengths, positions = columns[-2:]
+        truncated, short = columns[-4:-2].sum(axis=1)
         info: dict[str, Any] = {"truncated": int(truncated), "short_responses": int(short)}
+        info |= gradients_work(model, lengths, positions, anchors, references.count)
         return Scores(tuple(s.id for s in samples), score, components, info)
 
-    def _references(self, model: Any, chat: ChatFormat, engine: Engine) -> References:
+    def _anchors(self, chat: ChatFormat, engine: Engine) -> list[Encoded]:
+        """Encoded: harmful, safe1 and safe2, ``anchor_count`` each."""
         tokens = None if self.anchor_response_tokens == "all" else self.anchor_response_tokens
         pairs = spread_over_categories(load_anchors(self.anchors))
         count = self.anchor_count
@@ -127,7 +134,10 @@ class BiAnchoring(Method):
         first, second = pairs[:count], pairs[count : 2 * count]
         texts = [(a.instruction, a.compliance) for a in first]
         texts += [(a.instruction, a.refusal) for a in first + second]
-        items = [supervised_labels(chat.conversation(*t, max_length=engine.max_length), tokens=tokens) for t in texts]
+        return [supervised_labels(chat.conversation(*t, max_length=engine.max_length), tokens=tokens) for t in texts]
+
+    def _references(self, model: Any, items: list[Encoded], engine: Engine) -> References:
+        count = self.anchor_count
         quiet = Engine(tokens_per_batch=engine.tokens_per_batch)  # anchors are no progress through the samples
         sets = [range(r * count, (r + 1) * count) for r in range(len(SETS))]
         norms = gradient_terms(model, len(items), items.__getitem__, lambda i: f"anchor {i + 1}", engine=quiet).norms

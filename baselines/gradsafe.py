@@ -11,10 +11,11 @@ import torch
 
 from baselines.anchors import EMBEDDED
 from baselines.architecture import device_of
+from baselines.counting import slices_work
 from baselines.distributed import over_ranks
 from baselines.gradients.capture import Encoded
 from baselines.gradients.slices import CriticalSlices, Gaps, critical_slices, matrices, slice_cosines, slice_gaps
-from baselines.losses import supervised_labels
+from baselines.losses import IGNORE, supervised_labels
 from baselines.method import Engine, Method
 from baselines.records import Sample, Scores
 from baselines.registry import register
@@ -85,33 +86,37 @@ class GradSafe(Method):
             DataError: the prompts' file.
         """
         prompts = _Prompts(ChatFormat(tokenizer), self.system, self.supervise_end)
-        slices = self._slices(model, prompts)
+        unsafe, safe = ([prompts.encode(text)[0] for text in texts] for texts in load_prompts(self.prompts))
+        slices = self._slices(model, unsafe, safe)
 
         def compute(indices: Sequence[int]) -> torch.Tensor:
-            truncated = torch.zeros(len(indices), 1, dtype=torch.float64)
+            sizes = torch.zeros(len(indices), 3, dtype=torch.float64)
 
             def encode(place: int) -> Encoded:
                 sample = samples[indices[place]]
                 prompt = sample.prompt if self.use_input else sample.instruction
-                encoded, truncated[place] = prompts.encode(prompt, engine.max_length)
+                encoded, truncated = prompts.encode(prompt, engine.max_length)
+                supervised = sum(label != IGNORE for label in encoded[1])
+                sizes[place] = torch.tensor([truncated, len(encoded[0]), supervised])
                 return encoded
 
             found = slice_cosines(
                 model, slices, len(indices), encode, lambda place: samples[indices[place]].id, engine=engine
             )
-            return torch.cat([found, truncated], dim=1)
+            return torch.cat([found, sizes], dim=1)
 
-        score, zero, truncated = over_ranks(len(samples), compute, device_of(model)).numpy().T
+        found = over_ranks(len(samples), compute, device_of(model)).numpy().T
+        score, zero, truncated, lengths, positions = found
         info = {
             "critical_rows": sum(len(s.rows) for s in slices.values()),
             "critical_columns": sum(len(s.columns) for s in slices.values()),
             "zero_slices": int(zero.sum()),
             "truncated": int(truncated.sum()),
+            **slices_work(model, lengths, positions, slices, unsafe, safe),
         }
         return Scores(tuple(s.id for s in samples), score.copy(), {"zero_slices": zero.copy()}, info)
 
-    def _slices(self, model: Any, prompts: "_Prompts") -> dict[str, CriticalSlices]:
-        unsafe, safe = ([prompts.encode(text)[0] for text in texts] for texts in load_prompts(self.prompts))
+    def _slices(self, model: Any, unsafe: list[Encoded], safe: list[Encoded]) -> dict[str, CriticalSlices]:
         layers = matrices(model)
         gaps = slice_gaps(model, layers, unsafe, safe)
         return critical_slices(model, layers, unsafe, self._critical(gaps))

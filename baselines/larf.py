@@ -10,6 +10,7 @@ from torch.nn.functional import normalize
 
 from baselines.anchors import load_anchors, load_probes
 from baselines.architecture import blocks, device_of
+from baselines.counting import states_work
 from baselines.distributed import over_ranks
 from baselines.method import Engine, Method
 from baselines.records import PromptResponses, Sample, Scores, response_lengths
@@ -115,16 +116,17 @@ class Larf(Method):
         if self.layer >= depth:
             raise CapacityError(f"larf: layer {self.layer} of a model with {depth} blocks (0..{depth - 1})")
         anchors = load_anchors(self.anchors)
-        unsafe = self._read(model, tokenizer, [(a.instruction, a.compliance) for a in anchors], engine)[0]
-        safe = self._read(model, tokenizer, [(a.instruction, a.refusal) for a in anchors], engine)[0]
+        unsafe, of_unsafe = self._read(model, tokenizer, [(a.instruction, a.compliance) for a in anchors], engine)
+        safe, of_safe = self._read(model, tokenizer, [(a.instruction, a.refusal) for a in anchors], engine)
         references = torch.stack([self._reference(unsafe), self._reference(safe)])
 
         def compute(indices: Sequence[int]) -> torch.Tensor:
             pairs = PromptResponses(samples, indices)
-            cosines, truncated = self._read(model, tokenizer, pairs, engine, references=references)
-            return torch.cat([cosines, truncated[:, None]], dim=1).double()
+            cosines, flags = self._read(model, tokenizer, pairs, engine, references=references)
+            return torch.cat([cosines, flags], dim=1).double()
 
-        to_unsafe, to_safe, truncated = over_ranks(len(samples), compute, device_of(model)).numpy().T.copy()
+        to_unsafe, to_safe, truncated, lengths = over_ranks(len(samples), compute, device_of(model)).numpy().T.copy()
+        read = np.concatenate([lengths, of_unsafe[:, 1].numpy(), of_safe[:, 1].numpy()])
         score = to_unsafe - to_safe if self.direction == "bidirectional" else to_unsafe.copy()
         return Scores(
             tuple(s.id for s in samples),
@@ -134,6 +136,7 @@ class Larf(Method):
                 "layer": self.layer,
                 "truncated": int(truncated.sum()),
                 "spearman_with_response_length": _spearman(score, response_lengths(samples)),
+                **states_work(model, read, self.layer + 1),
             },
         )
 
@@ -152,14 +155,15 @@ class Larf(Method):
         references: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """States [n, hidden], or with ``references`` [r, hidden] their similarities [n, r], reduced batch by batch; and
-        truncation flags [n]."""
+        for each whether it was truncated and how many tokens were read, [n, 2]."""
         chat = ChatFormat(tokenizer)
-        truncated = torch.zeros(len(pairs))
+        flags = torch.zeros(len(pairs), 2)
 
         def encode(index: int) -> tuple[Sequence[int], int]:
             conversation = chat.conversation(*pairs[index], max_length=engine.max_length)
-            truncated[index] = conversation.truncated
-            return conversation.ids, token_position(conversation, self.token)
+            position = token_position(conversation, self.token)
+            flags[index] = torch.tensor([conversation.truncated, position + 1])
+            return conversation.ids, position
 
         width = model.config.hidden_size if references is None else len(references)
         out = torch.empty(len(pairs), width)
@@ -167,7 +171,7 @@ class Larf(Method):
         for reading in read_states(model, len(pairs), encode, [self.layer + 1], engine=engine):
             states = reading.states[:, 0]
             out[reading.indices] = states if references is None else normalize(states, dim=-1) @ references.T
-        return out, truncated
+        return out, flags
 
 
 def _spearman(a: np.ndarray, b: np.ndarray) -> float | None:

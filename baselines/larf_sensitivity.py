@@ -11,6 +11,7 @@ from baselines.method import Engine
 from eval.batching import token_budget_batches
 from eval.chat import ChatFormat
 from eval.errors import KeelBenchError
+from eval.flops import Shape, Work
 from eval.generation import generate_ids
 from eval.judges.refusal_keywords import refusal_phrase
 
@@ -26,6 +27,8 @@ class Sensitivity:
     refusals_up: list[list[int]]  # c+ [layer][alpha], weights x (1 + alpha)
     refusals_down: list[list[int]]  # c- [layer][alpha], weights x (1 - alpha)
     probes: int
+    tokens: int  # generated
+    flops: float  # by formula (eval.flops)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -68,7 +71,7 @@ def layer_sensitivity(
         raise KeelBenchError(f"sensitivity layers {tried} are not within 0..{depth - 1}")
     factors = [1 + sign * alpha for alpha in alphas for sign in (1, -1)]
     jobs = [_Job(layer, factor, p) for layer in tried for factor in factors for p in range(len(probes))]
-    refused = _refusals(model, tokenizer, probes, jobs, max_new_tokens, engine)
+    refused, work = _refusals(model, tokenizer, probes, jobs, max_new_tokens, engine)
     counts: dict[tuple[int, float], int] = {}
     for job, refusal in zip(jobs, refused, strict=True):
         counts[job.layer, job.factor] = counts.get((job.layer, job.factor), 0) + refusal
@@ -86,17 +89,18 @@ def layer_sensitivity(
     sensitivity = [max(row) for row in slopes]
     # Counts are small integers, so layers tie; then the layer whose other scalings agree, then the lower one.
     best = tried[max(range(len(tried)), key=lambda i: (sensitivity[i], sum(slopes[i]), -tried[i]))]
-    return Sensitivity(best, tried, list(alphas), sensitivity, up, down, len(probes))
+    return Sensitivity(best, tried, list(alphas), sensitivity, up, down, len(probes), work.tokens, work.flops or 0.0)
 
 
 def _refusals(
     model: Any, tokenizer: Any, probes: Sequence[str], jobs: list[_Job], max_new_tokens: int, engine: Engine
-) -> list[bool]:
+) -> tuple[list[bool], Work]:
+    """Which jobs' answers refuse, and what answering took."""
     chat = ChatFormat(tokenizer)
     prompts = [chat.prompt_ids(p) for p in probes]
     stop = chat.stop_ids(base_model(model))
     pad = stop[0]
-    refused = [False] * len(jobs)
+    refused, written = [False] * len(jobs), [0] * len(jobs)
     # Equal probes lie next to each other in length order, so rows of one width share a batch and nothing is padded.
     lengths = [len(prompts[job.probe]) + max_new_tokens for job in jobs]
     for batch in token_budget_batches(lengths, engine.tokens_per_batch):
@@ -104,9 +108,11 @@ def _refusals(
         with _scaled(model, rows):
             outputs = generate_ids(model, [prompts[job.probe] for job in rows], max_new_tokens, stop, pad)
         for index, ids in zip(batch, outputs, strict=True):
+            written[index] = next((n + 1 for n, token in enumerate(ids) if token in stop), len(ids))
             refused[index] = refusal_phrase(tokenizer.decode(ids, skip_special_tokens=True)) is not None
         engine.on_progress(len(batch))
-    return refused
+    asked = [len(prompts[job.probe]) for job in jobs]
+    return refused, Work(sum(written), Shape.of(model).answering(asked, written))
 
 
 class _scaled:

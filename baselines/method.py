@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from baselines.records import Sample, Scores
 from eval.errors import KeelBenchError, UnknownNameError
+from eval.generation import Steering
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +44,14 @@ class Method:
         """Score ``samples``; higher = more safety-degrading."""
         raise KeelBenchError(f"method {self.name!r} does not score samples")
 
-    def intervene(self, model: Any, tokenizer: Any, *, engine: Engine = Engine()) -> None:
-        """Change ``model`` (with its adapter) in place before it answers."""
+    @property
+    def second_system(self) -> str | None:
+        """The system turn of a second pass at every step of an answer; None = there is no second pass."""
+        return None
+
+    def intervene(self, model: Any, tokenizer: Any, *, engine: Engine = Engine()) -> Steering | None:
+        """Change ``model`` (with its adapter) in place before it answers; or return what changes the logits of each
+        batch as it is answered; or both."""
         raise KeelBenchError(f"method {self.name!r} does not intervene")
 
     def calibration(self) -> dict[str, Any] | None:

@@ -15,6 +15,7 @@ MODULES = {
     "vcl": "baselines.references",
     "system_prompt": "baselines.system_prompt",
     "vector_ablation": "baselines.vector_ablation",
+    "self_cd": "baselines.self_cd",
     "gradsafe": "baselines.gradsafe",
     "bi_anchoring": "baselines.bi_anchoring",
     "representation_matching": "baselines.representation_matching",

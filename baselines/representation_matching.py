@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch.nn.functional import normalize
 
 from baselines.anchors import load_anchors
 from baselines.architecture import blocks, device_of
 from baselines.bi_anchoring import spread_over_categories
+from baselines.counting import states_work
 from baselines.distributed import over_ranks
 from baselines.method import Engine, Method
 from baselines.records import PromptResponses, Sample, Scores
@@ -52,15 +54,18 @@ class RepresentationMatching(Method):
     ) -> Scores:
         chat = ChatFormat(tokenizer)
         pairs = spread_over_categories(load_anchors(self.anchors))[: self.anchor_count]
-        references = self._states(model, chat, [(a.instruction, a.compliance) for a in pairs], Engine())[0]
+        texts = [(a.instruction, a.compliance) for a in pairs]
+        references, of_references = self._states(model, chat, texts, Engine(tokens_per_batch=engine.tokens_per_batch))
 
         def compute(indices: Sequence[int]) -> torch.Tensor:
             texts = PromptResponses(samples, indices)
-            cosines, truncated = self._states(model, chat, texts, engine, references)
-            return torch.stack([cosines.amax(1), cosines.mean(1), truncated], dim=1).double()
+            cosines, flags = self._states(model, chat, texts, engine, references)
+            return torch.cat([cosines.amax(1, True), cosines.mean(1, True), flags], dim=1).double()
 
-        score, mean, truncated = over_ranks(len(samples), compute, device_of(model)).numpy().T
+        score, mean, truncated, lengths = over_ranks(len(samples), compute, device_of(model)).numpy().T
+        read = np.concatenate([lengths, of_references[:, 1].numpy()])
         info = {"references": len(references), "truncated": int(truncated.sum())}
+        info |= states_work(model, read, len(blocks(model)))
         return Scores(tuple(s.id for s in samples), score.copy(), {"mean": mean.copy()}, info)
 
     def _states(
@@ -71,16 +76,18 @@ class RepresentationMatching(Method):
         engine: Engine,
         references: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Unit states [n, hidden], or their cosines with ``references`` [n, r]; and truncation flags [n]."""
+        """Unit states [n, hidden], or their cosines with ``references`` [n, r]; and for each whether it was truncated
+        and how many tokens were read, [n, 2]."""
         out = torch.empty(len(texts), model.config.hidden_size if references is None else len(references))
-        truncated = torch.zeros(len(texts))
+        flags = torch.zeros(len(texts), 2)
 
         def encode(index: int) -> tuple[Sequence[int], int]:
             conversation = chat.conversation(*texts[index], max_length=engine.max_length)
-            truncated[index] = conversation.truncated
-            return conversation.ids, token_position(conversation, self.token)
+            position = token_position(conversation, self.token)
+            flags[index] = torch.tensor([conversation.truncated, position + 1])
+            return conversation.ids, position
 
         for reading in read_states(model, len(texts), encode, [len(blocks(model))], engine=engine):
             states = normalize(reading.states[:, 0], dim=-1)
             out[reading.indices] = states if references is None else states @ references.T
-        return out, truncated
+        return out, flags

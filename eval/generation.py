@@ -8,6 +8,9 @@ from eval.chat import ChatFormat
 from eval.errors import CapacityError
 from eval.records import Completion, Prompt
 
+# (texts of a batch's prompts, new tokens at most) -> a transformers LogitsProcessor for that batch alone
+Steering = Callable[[Sequence[str], int], Any]
+
 
 def generate(
     model: Any,
@@ -17,6 +20,7 @@ def generate(
     max_new_tokens: int,
     tokens_per_batch: int,
     system: str | None = None,
+    steering: Steering | None = None,
     on_batch: Callable[[int], None] = lambda done: None,
 ) -> list[Completion]:
     """One greedy completion a prompt, in the prompts' order.
@@ -26,6 +30,7 @@ def generate(
         max_new_tokens: generated tokens at most, the end-of-turn token included.
         tokens_per_batch: prompt plus new tokens a batch may hold, padding included.
         system: a system turn; None leaves the template's own default.
+        steering: what changes the logits that each batch's tokens are chosen by; None = nothing.
         on_batch: told after each batch how many prompts it finished.
 
     Raises:
@@ -38,7 +43,8 @@ def generate(
     completions: dict[int, Completion] = {}
     lengths = [len(ids) + max_new_tokens for ids in encoded]
     for batch in token_budget_batches(lengths, tokens_per_batch):
-        new_ids = generate_ids(model, [encoded[i] for i in batch], max_new_tokens, stop, pad)
+        steered = None if steering is None else steering([prompts[i].text for i in batch], max_new_tokens)
+        new_ids = generate_ids(model, [encoded[i] for i in batch], max_new_tokens, stop, pad, steered)
         for index, ids in zip(batch, new_ids, strict=True):
             completions[index] = completion(tokenizer, prompts[index], ids, stop)
         on_batch(len(batch))
@@ -71,15 +77,23 @@ def completion(tokenizer: Any, prompt: Prompt, ids: Sequence[int], stop: Sequenc
 
 
 def generate_ids(
-    model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop: Sequence[int], pad: int
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    stop: Sequence[int],
+    pad: int,
+    steered: Any = None,
 ) -> list[list[int]]:
     """Greedy continuations of one batch of token ids, padded behind their end with ``pad``.
 
     The arg max at every step, whatever the model's own ``generation_config`` says: transformers fills what a request
     leaves open from there, and Qwen2.5's repetition penalty would bend the answers.
+
+    Args:
+        steered: a transformers LogitsProcessor made for this batch; None = the logits as they are.
     """
     import torch
-    from transformers import GenerationConfig
+    from transformers import GenerationConfig, LogitsProcessorList
 
     width = max(map(len, prompts))
     ids = torch.full((len(prompts), width), pad, dtype=torch.long)
@@ -92,9 +106,27 @@ def generate_ids(
     )
     owner = model.get_base_model() if hasattr(model, "get_base_model") else model
     own, owner.generation_config = owner.generation_config, config
+    head = owner.get_output_embeddings()
+    hook = head.register_forward_pre_hook(_contiguous) if head is not None else None
     try:
         with torch.inference_mode():
-            out = model.generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
+            out = model.generate(
+                input_ids=ids.to(model.device),
+                attention_mask=mask.to(model.device),
+                logits_processor=LogitsProcessorList([] if steered is None else [steered]),
+            )
     finally:
         owner.generation_config = own
+        if hook is not None:
+            hook.remove()
     return [[int(t) for t in row] for row in out[:, width:].tolist()]
+
+
+def _contiguous(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The output layer's input laid out densely.
+
+    After the prompts transformers asks it for the last position alone, a strided view, and on a CPU PyTorch then copies
+    the whole output matrix once a row of the batch: over half the time of 64 answers of 16 tokens. In bfloat16 the
+    logits were the same to the bit.
+    """
+    return (inputs[0].contiguous(), *inputs[1:])

@@ -5,12 +5,14 @@ python -m suite -m method=random,larf seed=42,100
 python -m suite -m method=larf,seal model=llama3
 """
 
+import importlib
 import sys
 
 import hydra
 from omegaconf import DictConfig
 
 from suite.entry import enter
+from suite.experiments import entry_point, named, names
 from suite.paths import conf_dir
 from suite.sweep import job, summarise
 
@@ -21,7 +23,14 @@ def _hydra(config: DictConfig) -> None:
 
 
 def main() -> int:
-    """Exit status: 0, or 1 where any run failed, or 2 where the command line was wrong."""
+    """Exit status: 0, or 1 where any run failed, or 2 where the command line was wrong. An experiment of another entry
+    point (FlowLens's, say) is handed to it."""
+    name = named(sys.argv[1:])
+    if name in names() and (other := entry_point(name)) != "suite":
+        found = importlib.import_module(other)
+        module = importlib.import_module(f"{other}.__main__") if hasattr(found, "__path__") else found
+        status: int = module.main()
+        return status
     return enter(_hydra, summarise)
 
 

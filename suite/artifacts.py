@@ -1,4 +1,8 @@
-"""A run's artifacts in W&B: scores → adapter → completions, each naming what it was made from."""
+"""A run's artifacts in W&B: scores → adapter → completions, each naming what it was made from.
+
+A stage's artifact is named by the stage's key and holds what the stage left, so that all runs that rest on it share one
+artifact; the run's inputs are those that its completions rest on.
+"""
 
 from pathlib import Path
 
@@ -11,15 +15,16 @@ def log_artifacts(tracker: Tracker, folder: Path, record: RunRecord, adapter: Pa
     """Log those that ``tracking.artifacts`` asks for.
 
     Args:
-        folder: the run's, whose tables are uploaded (completions redacted as they stand there).
+        folder: the run's, whose completions are uploaded (redacted as they stand there).
         adapter: the adapter's folder; None where nothing was trained.
     """
-    keys = {entry.stage: entry.key for entry in record.entries}
-    scores = {"scores": keys["scores"]} if "scores" in keys else {}
+    entries = {entry.stage: entry for entry in record.entries}
+    scores = {"scores": entries["scores"].key} if "scores" in entries else {}
     if scores:
-        tracker.artifact("scores", keys["scores"], [folder / "scores.parquet"], {})
+        # Not the run's own table, which says what this run selected.
+        tracker.artifact("scores", scores["scores"], [entries["scores"].path / "scores.parquet"], {}, used=True)
+    tuned = {"adapter": entries["adapter"].key} if adapter is not None else {}
     if adapter is not None:
         files = [f for f in sorted(adapter.iterdir()) if f.is_file() and f.name != MANIFEST]
-        tracker.artifact("adapter", keys["adapter"], files, scores)
-    tuned = {"adapter": keys["adapter"]} if adapter is not None else {}
+        tracker.artifact("adapter", tuned["adapter"], files, scores, used=True)
     tracker.artifact("completions", record.run_id, [folder / "completions.parquet"], tuned)

@@ -22,7 +22,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from suite.machine import peak_memory_mb
+from eval.flops import Work
+from suite.machine import gpu_peak_memory_mb, peak_memory_mb, restart_peaks
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,15 @@ class Cost:
 
     seconds: float = 0.0
     tokens: int = 0
-    peak_memory_mb: float = 0.0  # of the whole process, so far
+    peak_memory_mb: float = 0.0  # of the whole process, while the stage was computed
+    flops: float | None = None  # by formula (eval.flops); None = not counted
+    gpus: int = 0  # that worked on it
+    gpu_peak_memory_mb: float | None = None  # of the fullest GPU, of this process alone; None = no GPU
+
+    @classmethod
+    def read(cls, written: Mapping[str, Any]) -> "Cost":
+        """Out of a manifest, perhaps of another version: what is unknown here is left out."""
+        return cls(**{k: v for k, v in written.items() if k in cls.__dataclass_fields__})
 
 
 @dataclass(frozen=True)
@@ -75,10 +84,11 @@ class StageCache:
         stage: str,
         version: str,
         inputs: Mapping[str, Any],
-        compute: Callable[[Path], int],
+        compute: Callable[[Path], int | Work],
         label: str = "",
     ) -> Entry:
-        """The stage's finished entry; ``compute`` fills an empty directory and returns the tokens it processed.
+        """The stage's finished entry; ``compute`` fills an empty directory and returns the tokens it processed, perhaps
+        with the operations that took.
 
         Args:
             inputs: everything the output depends on, as JSON values; upstream stages by their key.
@@ -125,13 +135,16 @@ class StageCache:
         version: str,
         inputs: Mapping[str, Any],
         path: Path,
-        compute: Callable[[Path], int],
+        compute: Callable[[Path], int | Work],
     ) -> Entry:
         work = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=path.parent))
         try:
+            restart_peaks()
             start = time.perf_counter()
-            tokens = compute(work)
-            cost = Cost(time.perf_counter() - start, tokens, peak_memory_mb())
+            done = compute(work)
+            done = done if isinstance(done, Work) else Work(done)
+            seconds = time.perf_counter() - start
+            cost = Cost(seconds, done.tokens, peak_memory_mb(), done.flops, done.gpus, gpu_peak_memory_mb())
             manifest = {
                 "stage": stage,
                 "version": version,
@@ -156,7 +169,7 @@ class StageCache:
             return None
         try:
             manifest = json.loads((path / MANIFEST).read_text())
-            cost = Cost(**manifest["cost"])
+            cost = Cost.read(manifest["cost"])
             problem = next((p for n, f in manifest["files"].items() if (p := _defect(path / n, f))), None)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             problem = f"unreadable manifest ({error})"

@@ -32,11 +32,18 @@ def decoding(evaluation: EvalSpec, backend: BackendSpec | VllmSpec) -> str:
     return ", ".join(parts)
 
 
-def devices(asked: str) -> tuple[str, int]:
-    """``(kind, number of GPUs)`` that ``compute.device`` stands for here; ``("cpu", 0)`` without one."""
+def devices(asked: str, backend: BackendSpec | VllmSpec | None = None) -> tuple[str, int]:
+    """``(kind, number of GPUs)`` that ``compute.device`` stands for here, ``("cpu", 0)`` without one; with the back
+    end, as many as one answer comes from, which rounding depends on.
+
+    Scoring's processes are not among them: each has the whole model, so their number changes no score beyond rounding
+    and stands with the stage's costs alone (``cost/scores/gpus``).
+    """
     import torch
 
     if asked == "auto":
         asked = "cuda" if torch.cuda.is_available() else "cpu"
     kind = asked.split(":")[0]
-    return kind, 1 if kind == "cuda" else 0
+    if kind != "cuda":
+        return kind, 0
+    return kind, backend.tensor_parallel_size if isinstance(backend, VllmSpec) else 1

@@ -43,7 +43,7 @@ def diversity_plan(config: Mapping[str, Any]) -> DiversityPlan:
     from suite.plan import TrackingSpec, build, checked, dataset_spec, paths_spec, refuse_unknown
 
     # No model runs here, so that `compute`, which all entry points share, has nothing to say.
-    refuse_unknown(config, {"dataset", "tracking", "compute", "paths", "segment"}, "setting")
+    refuse_unknown(config, {"dataset", "tracking", "compute", "paths", "segment", "scale"}, "setting")
     return DiversityPlan(
         dataset=dataset_spec(config["dataset"]),
         tracking=build(TrackingSpec, config["tracking"], "tracking"),
@@ -138,7 +138,11 @@ def _summarise(sweep: Path) -> bool:
 
     files = sorted(sweep.glob("*/diversity.parquet"), key=lambda f: int(f.parent.name))
     if files:
-        print_table([row for f in files for row in read_table(f)])
+        from suite.report.others import write_diversity_page
+
+        rows = [row for f in files for row in read_table(f)]
+        print_table(rows)
+        print(f"Page: {write_diversity_page(sweep, rows)}")
     return not told_failures(sweep)
 
 

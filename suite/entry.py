@@ -13,6 +13,7 @@ if not sys.stderr.isatty():
     os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars fill a log with carriage returns
 
 from eval.errors import KeelBenchError
+from suite.experiments import check_asked
 from suite.overrides import check_names
 from suite.paths import conf_dir
 from suite.sweep import SweepFolder
@@ -37,6 +38,7 @@ def enter(
     try:
         arguments = translate(sys.argv[1:])
         check_names(arguments, Path(conf_dir()))
+        check_asked(arguments)
     except KeelBenchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

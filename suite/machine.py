@@ -3,6 +3,7 @@
 import ctypes
 import platform
 import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -34,8 +35,31 @@ def kept_memory() -> Iterator[None]:
         libc.malloc_trim(0)
 
 
+def restart_peaks() -> None:
+    """Peaks are counted anew from here: the process's on Linux, and the GPUs' where torch uses some."""
+    with suppress(OSError):  # a kernel that does not let us: the peak is then the whole process's so far
+        Path("/proc/self/clear_refs").write_text("5")
+    for number in _gpus():
+        sys.modules["torch"].cuda.reset_peak_memory_stats(number)
+
+
+def gpu_peak_memory_mb() -> float | None:
+    """The most memory that torch has had allocated on one GPU since ``restart_peaks``, in MB; None without a GPU.
+
+    Of this process alone: vLLM's engine and scoring's ranks are processes of their own.
+    """
+    used = [sys.modules["torch"].cuda.max_memory_allocated(number) / 2**20 for number in _gpus()]
+    return max(used, default=None)
+
+
+def _gpus() -> range:
+    """Those of a process that uses any; nothing is imported or initialised by asking."""
+    torch = sys.modules.get("torch")
+    return range(torch.cuda.device_count()) if torch is not None and torch.cuda.is_initialized() else range(0)
+
+
 def peak_memory_mb() -> float:
-    """The most memory this process has had resident so far, in MB.
+    """The most memory this process has had resident since ``restart_peaks``, in MB.
 
     From the kernel's record of the program that runs now; getrusage's survives an exec, so that it tells a child of a
     large process the parent's. It is the fallback where there is no /proc.

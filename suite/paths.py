@@ -2,15 +2,18 @@
 
 from pathlib import Path
 
+from suite.resolvers import register
+
 _HERE = Path(__file__).resolve().parent
 
 
 def conf_dir() -> str:
-    """The absolute path of ``conf``.
+    """The absolute path of ``conf``; what its interpolations need is known from then on.
 
     Raises:
         FileNotFoundError: neither place has a ``config.yaml``.
     """
+    register()
     for candidate in (_HERE / "conf", _HERE.parent / "conf"):
         if (candidate / "config.yaml").is_file():
             return str(candidate)

@@ -171,7 +171,7 @@ def run(plan: RunPlan, folder: Path, sweep: str) -> RunRecord:
         entries += utility.entries
 
         everything = [p for asked in prompts.values() for p in asked]
-        device, gpus = devices(plan.compute.device)
+        device, gpus = devices(plan.compute.device, plan.backend)
         opinions = [v for given in verdicts.values() for v in given]
         rates = safety_rates(everything, opinions) | utility.rates
         record = RunRecord(
@@ -203,7 +203,7 @@ def run(plan: RunPlan, folder: Path, sweep: str) -> RunRecord:
             usage=total_usage(verdicts),
             train_loss=adapter.curve[-1]["loss"] if adapter else None,
             entries=tuple(entries),
-            compute=compute_costs(entries, weights.folder, device=device, dtype=plan.model.dtype),
+            compute=compute_costs(entries, device=device, dtype=plan.model.dtype),
             fingerprints={
                 "config": fingerprint(_public(plan)),
                 "data": data.key,

@@ -241,7 +241,7 @@ def plan_from_config(config: Mapping[str, Any]) -> RunPlan:
     """
     known = {
         "model", "dataset", "method", "regularizer", "selection", "train", "benchmark", "eval", "utility", "judge",
-        "backend", "tracking", "compute", "paths", "seed", "arm",
+        "backend", "tracking", "compute", "paths", "seed", "arm", "scale",
     }  # fmt: skip
     refuse_unknown(config, known, "setting")
     method = method_of(config["method"])
@@ -255,6 +255,9 @@ def plan_from_config(config: Mapping[str, Any]) -> RunPlan:
         raise KeelBenchError(f"method={method.name}: checkpoints would answer without it; eval.every=null")
     if config["utility"]["tasks"] and (method.intervenes or method.name == "system_prompt"):
         raise KeelBenchError(f"method={method.name}: utility tasks would be put to the model without it; utility=none")
+    adapted = config["backend"]["name"] == "vllm" and not config["backend"].get("merge_adapter") and method.fine_tunes
+    if config["utility"]["tasks"] and adapted and "lm_head" in config["train"]["target_modules"]:
+        raise KeelBenchError("vLLM gives no likelihoods with an adapter on lm_head; backend.merge_adapter=true")
     return RunPlan(
         model=model_spec(config["model"]),
         dataset=dataset_spec(config["dataset"]),

@@ -43,7 +43,7 @@ class RunRecord:
     usage: Usage = field(default_factory=Usage)  # what the judge's model took, when the verdicts were given
     train_loss: float | None = None  # of the last optimiser step, nats a token
     entries: tuple[Entry, ...] = ()  # every stage the run rests on
-    compute: dict[str, float | None] = field(default_factory=dict)  # cost/<stage>/flops and /mfu (suite.flops)
+    compute: dict[str, float | None] = field(default_factory=dict)  # cost/<stage>/flops, /gpus and /mfu (suite.flops)
     fingerprints: dict[str, str] = field(default_factory=dict)  # config, data, prompts, code, model, template
     scorer_info: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
@@ -84,6 +84,9 @@ class RunRecord:
             row[f"cost/{stage}/seconds"] = sum(c.seconds for c in costs)
             row[f"cost/{stage}/tokens"] = sum(c.tokens for c in costs)
             row[f"cost/{stage}/peak_memory_mb"] = max(c.peak_memory_mb for c in costs)
+            on_gpu = [c.gpu_peak_memory_mb for c in costs if c.gpu_peak_memory_mb is not None]
+            if on_gpu:
+                row[f"cost/{stage}/gpu_peak_memory_mb"] = max(on_gpu)
         row |= self.compute
         row["stages"] = json.dumps([f"{e.stage}/{e.key}" for e in self.entries])
         row["stages_from_cache"] = sum(e.cached for e in self.entries)
@@ -126,3 +129,9 @@ def read_row(folder: Path) -> dict[str, Any] | None:
         return None
     row: dict[str, Any] = json.loads(path.read_text())
     return row
+
+
+def adapter_key(row: Mapping[str, Any]) -> str | None:
+    """The cache key of a run's adapter; None where it has none."""
+    stages = json.loads(row.get("stages") or "[]")
+    return next((s.removeprefix("adapter/") for s in stages if s.startswith("adapter/")), None)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from suite.plan import TrackingSpec, build
 from suite.report.load import Run
+from suite.report.published import flat_rows, sections
 from suite.report.text import grid
 from suite.statistics.compare import Comparison, difference_rows
 from suite.tracking import Tracker
@@ -14,7 +15,8 @@ log = logging.getLogger(__name__)
 
 
 def track_sweep(sweep: Path, runs: Sequence[Run], found: Comparison) -> None:
-    """Log ``comparison`` (one row a point and rate), ``differences`` (one row a test) and ``runs`` (one row a run),
+    """Log ``comparison`` (one row a point and rate), ``differences`` (one row a test), ``paper`` (published, ours
+    and the difference, one row a cell, where the runs' experiment has published figures) and ``runs`` (one row a run),
     with the tracking settings of the sweep's own runs. A single run needs none."""
     spec = _spec(runs)
     if spec is None or len(runs) < 2:
@@ -24,6 +26,7 @@ def track_sweep(sweep: Path, runs: Sequence[Run], found: Comparison) -> None:
     with Tracker(spec, folder=sweep, name=name, group=group, job_type="sweep", config=config) as tracker:
         tracker.table("comparison", grid(runs, found))
         tracker.table("differences", difference_rows(found))
+        tracker.table("paper", flat_rows(sections(runs, sweep)))
         tracker.table("runs", [{"point": run.name, **run.row} for run in runs])
 
 

@@ -107,13 +107,16 @@ class Tracker:
 
         self._send(f"the table {name}", send)
 
-    def artifact(self, kind: str, key: str, files: Sequence[Path], made_from: Mapping[str, str]) -> None:
-        """Files as the artifact ``<kind>-<key>``.
+    def artifact(
+        self, kind: str, key: str, files: Sequence[Path], made_from: Mapping[str, str], *, used: bool = False
+    ) -> None:
+        """Files as the artifact ``<kind>-<key>``, an output of this run and, where ``used``, an input too.
 
         Args:
             key: the stage's key, so that equal content has one name in every run.
-            made_from: the artifacts it was made from, as kind: key. Runs find each other by these in the metadata;
-                W&B's own lineage graph joins the artifacts of one run.
+            made_from: the artifacts it was made from, as kind: key, for its metadata.
+            used: something else of the run was made from it. W&B's lineage graph then leads from it through this run to
+                the run's other outputs, and a run that found it in the cache stands beside the one that made it.
         """
         if kind not in self.spec.artifacts:
             return
@@ -125,7 +128,12 @@ class Tracker:
             artifact = wandb.Artifact(f"{kind}-{key}", type=kind, metadata={"key": key, "made_from": lineage})
             for file in files:
                 artifact.add_file(str(file), name=file.name)
-            run.log_artifact(artifact)
+            if used:
+                # What run.use_artifact does with a new artifact, less its waiting for the upload and its refusal to do
+                # so offline, where the record is sent as well as any other.
+                run._log_artifact(artifact, is_user_created=True, use_after_commit=True)
+            else:
+                run.log_artifact(artifact)
 
         self._send(f"the artifact {kind}", send)
 

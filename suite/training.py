@@ -23,11 +23,12 @@ from peft.helpers import disable_input_dtype_casting
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from baselines.architecture import blocks, device_of
-from baselines.losses import Batch, Supervised, supervised_forward
+from baselines.losses import IGNORE, Batch, Supervised, supervised_forward
 from baselines.records import Sample
 from eval.batching import token_budget_batches
 from eval.chat import ChatFormat
 from eval.errors import KeelBenchError
+from eval.flops import Shape
 from suite.machine import kept_memory
 from suite.plan import LoraRecipe, Recipe
 from suite.training_data import (
@@ -49,6 +50,7 @@ class TrainingLog:
     curve: list[dict[str, float]]  # step, epoch, loss (nats a token), learning_rate, grad_norm
     tokens: int  # tokens that went through the model, padding left out
     truncated: int  # conversations above the recipe's max_length
+    flops: float  # by formula (eval.flops), a regulariser's own arithmetic left out
 
 
 def attach_lora(model: Any, recipe: LoraRecipe, seed: int) -> Any:
@@ -175,7 +177,15 @@ def fine_tune(
     if any(not math.isfinite(point["loss"]) for point in curve):
         raise KeelBenchError(f"fine-tuning diverged: the loss is not finite (learning rate {recipe.learning_rate})")
     tokens = int(sum(len(r["input_ids"]) for r in rows) * recipe.epochs)
-    return TrainingLog(curve, tokens, sum(c.truncated for c in conversations))
+    flops = recipe.epochs * _epoch_flops(model, rows)
+    return TrainingLog(curve, tokens, sum(c.truncated for c in conversations), flops)
+
+
+def _epoch_flops(model: Any, rows: Sequence[dict[str, list[int]]]) -> float:
+    """Of one pass forward and backward over all rows, for what is trained in the blocks."""
+    shape, lengths = Shape.of(model), [len(row["input_ids"]) for row in rows]
+    positions = sum(label != IGNORE for row in rows for label in row["labels"])
+    return shape.forward(lengths, positions) + shape.backward(lengths, positions)
 
 
 def _processes() -> int:

@@ -4,8 +4,9 @@ python -m suite.verify runs/2025-01-31_12-00-00/results.parquet
 python -m suite.verify demo                      # an experiment, a sweep or its folder: all its tables
 python -m suite.verify runs/2025-01-31_12-00-00 --verdicts stored   # count what the judge said; do not ask it again
 
-No model of the runs is needed: the raw completions are taken from the stage cache (paths.cache), whose checksums are
-verified, and judged again; rates, intervals and paired tests are computed anew.
+No model is needed: the raw completions are taken from the stage cache (paths.cache), whose checksums are verified, and
+judged again; rates, intervals and paired tests are computed anew. A judge with a model is not asked again: its stored
+replies are read again, and the output says what that does not show.
 """
 
 import argparse
@@ -21,13 +22,15 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from eval.errors import KeelBenchError
-from eval.judges import get_judge, judge_class
-from eval.judges.model_judge import ModelJudge
+from eval.judges import Judge
 from eval.metrics import safety_rates
 from eval.records import Completion, Prompt, Verdict
 from suite.cache import MANIFEST, file_sha256
+from suite.judge_again import judge_again
+from suite.records import mean_columns
 from suite.report.find import find_sweep
 from suite.report.load import Run, load_sweep
+from suite.stages.judging import score_means
 from suite.statistics.compare import compare, difference_rows
 from suite.statistics.outcomes import points_of
 from suite.tables import read_table
@@ -42,9 +45,10 @@ class Verified:
     place: str
     cells: int  # figures compared
     problems: tuple[str, ...]
+    unverified: tuple[str, ...] = ()  # what the comparison takes on trust
 
 
-def verify_run(run: Run, cache: Path, *, judge_again: bool) -> Verified:
+def verify_run(run: Run, cache: Path, *, again: bool) -> Verified:
     """Compare a run's rates with those of its stored completions, and its verdicts with the judge's of today."""
     try:
         prompts, stored = _stored(run.folder)
@@ -52,8 +56,12 @@ def verify_run(run: Run, cache: Path, *, judge_again: bool) -> Verified:
         missing = [p.id for p in prompts if p.id not in completions or p.id not in verdicts]
         if missing:
             raise KeelBenchError(f"{len(missing)} prompts have no completion or verdict in the stages that it names")
-        if judge_again:
-            verdicts = _judged(run.row, prompts, completions)
+        unverified: tuple[str, ...] = ("the verdicts are those of then: the judge was not asked again",)
+        means: dict[str, Any] = {}
+        if again:
+            judged = judge_again(run.folder, run.row, prompts, completions, verdicts, cache)
+            verdicts, unverified = judged.verdicts, judged.unverified
+            means = _means(judged.judge, prompts, verdicts)
     except (KeelBenchError, OSError) as error:
         return Verified(run.place, 0, (str(error),))
     problems = [
@@ -67,7 +75,20 @@ def verify_run(run: Run, cache: Path, *, judge_again: bool) -> Verified:
             cells += 1
             if not _equal(run.row.get(f"{name}{suffix}"), value):
                 problems.append(f"{name}{suffix}: the record says {run.row.get(f'{name}{suffix}')}, rebuilt {value}")
-    return Verified(run.place, cells, tuple(problems))
+    for name, value in means.items():
+        cells += 1
+        if not _equal(run.row.get(name), value):
+            problems.append(f"{name}: the record says {run.row.get(name)}, rebuilt {value}")
+    return Verified(run.place, cells, tuple(problems), unverified)
+
+
+def _means(judge: Judge, prompts: Sequence[Prompt], verdicts: Mapping[str, Verdict]) -> dict[str, Any]:
+    """Columns of the means of a judge that gives scores."""
+    asked: dict[str, list[Prompt]] = {}
+    for prompt in prompts:
+        asked.setdefault(prompt.benchmark, []).append(prompt)
+    given = {name: [verdicts[p.id] for p in mine] for name, mine in asked.items()}
+    return mean_columns(score_means(judge, asked, given))
 
 
 def verify_tables(sweep: Path, runs: Sequence[Run]) -> Verified:
@@ -134,26 +155,6 @@ def _rows(folder: Path, file: str) -> list[Row]:
     return read_table(folder / file)
 
 
-def _judged(row: Row, prompts: Sequence[Prompt], completions: Mapping[str, Completion]) -> dict[str, Verdict]:
-    """Today's verdicts of the run's judge.
-
-    Raises:
-        KeelBenchError: the judge's version is another one, or the judge is a model, which is not asked again here.
-    """
-    if issubclass(judge_class(row["judge"]), ModelJudge):
-        raise KeelBenchError(
-            f"judge {row['judge']} ({row['judge_version']}) is a model: --verdicts stored counts what it said, "
-            "`python -m suite.judge` asks it again"
-        )
-    judge = get_judge(row["judge"])
-    if judge.version != row["judge_version"]:
-        raise KeelBenchError(
-            f"judge {row['judge']} was at version {row['judge_version']} and is at {judge.version}; its verdicts may "
-            "differ (--verdicts stored counts those of then)"
-        )
-    return {v.prompt_id: v for v in judge(prompts, [completions[p.id] for p in prompts])}
-
-
 def _equal(one: Any, other: Any) -> bool:
     """Equality of cells: floats to nine digits, NaN and null alike."""
     one, other = (None if isinstance(v, float) and math.isnan(v) else v for v in (one, other))
@@ -178,7 +179,7 @@ def main() -> int:
             table.parent if table.is_file() else find_sweep(options.table, Path(os.environ.get("SUITE_RUNS", "runs")))
         )
         runs, failures = load_sweep(sweep)
-        verified = [verify_run(run, options.cache, judge_again=options.verdicts == "again") for run in runs]
+        verified = [verify_run(run, options.cache, again=options.verdicts == "again") for run in runs]
         verified.append(verify_tables(sweep, runs))
     except KeelBenchError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -189,6 +190,8 @@ def main() -> int:
         )
         for problem in one.problems:
             print(f"  {problem}")
+        for note in one.unverified:
+            print(f"  on trust: {note}")
     if failures:
         print(f"{len(failures)} runs without a result were left out")
     bad = sum(bool(one.problems) for one in verified)

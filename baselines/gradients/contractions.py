@@ -7,10 +7,12 @@ sums over them in float32. float16 operands are read as float32: their products 
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import nn
 
 from baselines.gradients.capture import norm_epsilon
+from baselines.records import FloatArray
 
 BLOCK = 1 << 24  # elements of per-sample layer gradients in memory at a time
 # Multiply-adds that a matrix unit does while one element of a written-out gradient is streamed through memory once:
@@ -54,6 +56,21 @@ def linear_terms(
             for products in (of_common, of_rest):
                 dots[:, r] += products.sum((1, 2), dtype=torch.float32)
     return dots, squares
+
+
+def linear_operations(
+    time: FloatArray, inside: int, outside: int, references: int, *, own_input: bool = True
+) -> FloatArray:
+    """Floating-point operations of ``linear_terms`` for samples of ``time`` tokens, [n], one at a time.
+
+    Args:
+        own_input: False where x x^T is remembered from another layer.
+    """
+    size = inside * outside
+    factored = time * (inside + outside) * time + references * time * size
+    written = time * size + STREAM * (references + 1) * size
+    products = 2 * time**2 * (outside + inside * own_input) + 2 * references * time * size
+    return np.where(factored > written, 2 * time * size, products)
 
 
 class InnerProducts:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from baselines.anchors import EMBEDDED
+from baselines.counting import bilevel_flops
 from baselines.method import Engine, Method
 from baselines.records import FloatArray, Sample, Scores
 from baselines.registry import register
@@ -152,11 +153,12 @@ class Seal(Method):
                 checkpoint_every=self.checkpoint_every,
                 on_step=_per_sample(engine, len(samples)),
             )
+            flops = bilevel_flops(wrapped, *bilevel.visits())
         logits = bilevel.logits.detach()
         if files is not None and checkpoint is not None:
             save_selector(files / f"selector-{key}.safetensors", ids, logits.numpy())
             checkpoint.unlink()
-        return self._scores(samples, order, logits, bilevel.progress, data, safe)
+        return self._scores(samples, order, logits, bilevel.progress, data, safe, flops)
 
     def resumable_in(self, folder: str) -> "Seal":
         return self if self.checkpoint_dir is not None else replace(self, checkpoint_dir=folder)
@@ -188,6 +190,7 @@ class Seal(Method):
         progress: Progress,
         data: Encoded,
         safe: Encoded,
+        flops: float,
     ) -> Scores:
         def in_order(values: FloatArray) -> FloatArray:
             placed = np.empty(len(order))
@@ -206,6 +209,7 @@ class Seal(Method):
             {
                 "steps": len(progress.curve),
                 "tokens": progress.tokens,
+                "flops": flops,
                 "truncated": data.truncated,
                 "safe_samples": len(safe),
                 "safe_truncated": safe.truncated,

@@ -172,6 +172,18 @@ class Bilevel:
             epoch=epoch,
         )
 
+    def visits(self) -> tuple[list[tuple[Any, Any]], list[tuple[Any, Any]]]:
+        """(token ids, labels) of every visit of all epochs, and of those that the adapters' gradient comes of."""
+        read, differentiated = [], []
+        for epoch in range(self.recipe.epochs):
+            upper = self.recipe.upper_weight - self.recipe.upper_weight_decay * epoch
+            for data, safe in self.batches(epoch):
+                for encoded, indices, weight in ((self.data, data, 1 - upper), (self.safe, safe, upper)):
+                    rows = [(encoded.ids[i], encoded.labels[i]) for i in indices]
+                    read += rows
+                    differentiated += rows if weight != 0 else []
+        return read, differentiated
+
     def step(self, data: Sequence[int], safe: Sequence[int], tokens_per_batch: int) -> None:
         """One update of the selector and of the adapters."""
         recipe, at = self.recipe, self.progress

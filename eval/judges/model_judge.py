@@ -118,10 +118,11 @@ class ModelJudge(ABC):
                 continue
             reply = next(replies)
             given.append(reply)
-            verdicts.append(self._verdict(completion, reply))
+            verdicts.append(self.verdict(completion, reply))
         return Verdicts(verdicts, self._usage(given))
 
-    def _verdict(self, completion: Completion, reply: Reply) -> Verdict:
+    def verdict(self, completion: Completion, reply: Reply) -> Verdict:
+        """What a reply says of a completion."""
         opinion = None if reply.error else self.read(reply.text)
         raw = reply.text or (f"[{reply.error}]" if reply.error else "")
         if opinion is None:

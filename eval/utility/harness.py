@@ -14,7 +14,7 @@ class Utility:
 
     scores: dict[str, dict[str, float | None]]  # "gsm8k" → value, stderr, n
     samples: list[dict[str, Any]]
-    tokens: int  # of all documents' prompts and answers
+    lengths: list[int]  # tokens of every document's prompt with its generated answers, once each
 
 
 def run_task(
@@ -80,17 +80,17 @@ def run_task(
             else None,  # "N/A" of one document
             "n": n,
         }
-    return Utility(scores, samples, _tokens(results["samples"], lm.tokenizer))
+    return Utility(scores, samples, _lengths(results["samples"], lm.tokenizer))
 
 
 _GROUP = " (all subjects)"
 
 
-def _tokens(samples: dict[str, list[dict[str, Any]]], tokenizer: Any) -> int:
-    """Tokens of every document's prompt and generated answers, once each."""
+def _lengths(samples: dict[str, list[dict[str, Any]]], tokenizer: Any) -> list[int]:
+    """Tokens of every document's prompt with its generated answers, once each."""
     seen: dict[tuple[str, int], list[str]] = {}
     for part, rows in samples.items():
         for row in rows:
             answers = [a for given in row["resps"] for a in given if isinstance(a, str)]
             seen[part, row["doc_id"]] = [str(row["arguments"][0][0]), *answers]
-    return sum(len(tokenizer(text)["input_ids"]) for texts in seen.values() for text in texts)
+    return [sum(len(tokenizer(text)["input_ids"]) for text in texts) for texts in seen.values()]

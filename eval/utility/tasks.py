@@ -5,8 +5,9 @@ cannot be loaded as they are, and what is replaced says so:
 
 * HumanEval's metric downloads a script and runs code without a sandbox: the same programs (prompt, completion, tests)
   run in ``eval.sandbox``;
-* the MATH tasks demand another version of the ANTLR runtime than Hydra has, for a metric (``exact_match`` by sympy)
-  that is not asked for here: ``math_verify``, which needs no such version, is the metric.
+* the MATH tasks demand another version of the ANTLR runtime (4.11) than Hydra has (4.9), for a metric (``exact_match``
+  by sympy's LaTeX parser) that is not asked for here: ``math_verify``, which needs no such version, is the metric.
+  sympy's other parser (lark) is no substitute: it refuses what the ANTLR one reads, such as ``2\\pi`` and ``1,234``.
 """
 
 import contextlib

@@ -25,6 +25,8 @@ def _work(values: dict[str, Any], folder: Path, sweep: str) -> str:
     from suite.flowlens.plan import flowlens_plan
     from suite.flowlens.run import run
 
+    if values["reference"] == "first":  # the sweep's first point, which is its own reference
+        values["reference"] = str(folder.parent / "0")
     return run(flowlens_plan(values), folder, sweep)
 
 

@@ -42,7 +42,7 @@ def write_page(folder: Path) -> Path:
         text = "Correlation over the prompts between their values with and without a question mark. Dotted: 0.98. "
         text += f"The trajectories' own correlation, over the layers: {row['stability/trajectory']:.3f}."
         sections.append(("Stability", text, [plots.stability(read_table(folder / "stability.parquet"))]))
-    return _write(
+    return write_sections(
         folder / "flowlens.html",
         title=f"FlowLens: {row['model']} over {row['prompts']:,} prompts of {row['data']}",
         facts_shown=facts,
@@ -57,7 +57,7 @@ def write_page(folder: Path) -> Path:
 def write_alignment_page(sweep: Path, names: Sequence[str], pairs: Sequence[Row]) -> Path:
     """Write ``<sweep>/alignment.html``: every two runs' alignment, and return its path."""
     values = {(p["a"], p["b"]): p["alignment"] for p in pairs}
-    return _write(
+    return write_sections(
         sweep / "alignment.html",
         title="FlowLens: alignment",
         facts_shown=[("runs", str(len(names)))],
@@ -75,7 +75,8 @@ def _shown(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-def _write(path: Path, **content: Any) -> Path:
+def write_sections(path: Path, **content: Any) -> Path:
+    """Write a page of a heading, facts, sections of plots and a table, and return its path."""
     found = environment()
     assert found.loader is not None
     found.loader = ChoiceLoader([PackageLoader("suite.flowlens", ""), found.loader])

@@ -59,7 +59,7 @@ def flowlens_plan(config: Mapping[str, Any]) -> FlowLensPlan:
     """
     known = {
         "model", "dataset", "benchmark", "tracking", "compute", "paths", "data", "limit", "adapter", "punctuation",
-        "components", "dimension_rows", "stability", "reference", "seed",
+        "components", "dimension_rows", "stability", "reference", "seed", "scale",
     }  # fmt: skip
     refuse_unknown(config, known, "setting")
     for key, choices in (("data", ("benchmark", "dataset")), ("punctuation", ("strip", "keep"))):

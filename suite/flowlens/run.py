@@ -27,8 +27,11 @@ Row = dict[str, Any]
 Asked = list[tuple[str, str]]  # text, group
 
 
-def check(plan: FlowLensPlan) -> Asked:
+def check(plan: FlowLensPlan, folder: Path | None = None) -> Asked:
     """Read all inputs and list every problem that can be found before a model is loaded.
+
+    Args:
+        folder: the run's own, which may be its reference although nothing lies there yet.
 
     Returns:
         Every prompt with its group: what a benchmark expects of it ("refuse", "comply"), or "" of a data set's.
@@ -55,7 +58,7 @@ def check(plan: FlowLensPlan) -> Asked:
     if not plan.benchmarks and plan.dataset is None:
         problems.append("no prompts: name a benchmark, such as benchmark=[xstest], or data=dataset")
     checks: list[Callable[[], object]] = [lambda: locate(plan.model), lambda: check_adapter(plan.adapter)]
-    if (reference := plan.reference) is not None:
+    if (reference := plan.reference) is not None and reference != folder:
         checks.append(lambda: load_geometry(reference))
     for each in checks:
         try:
@@ -76,7 +79,7 @@ def run(plan: FlowLensPlan, folder: Path, sweep: str) -> str:
     Raises:
         KeelBenchError: anything a user can mend.
     """
-    asked = check(plan)
+    asked = check(plan, folder)
     cache = StageCache(plan.paths.cache)
     with Tracker(
         plan.tracking,
@@ -138,6 +141,7 @@ def summary_row(plan: FlowLensPlan, geometry: Geometry, entries: Sequence[Entry]
         "seconds": sum(e.cost.seconds for e in entries if e.stage == "geometry"),
         **{f"explained/{i}": float(share) for i, share in enumerate(explained, start=1)},
         "stages": json.dumps([f"{e.stage}/{e.key}" for e in entries]),
+        "stages_from_cache": sum(e.cached for e in entries),
         "code": code_fingerprint(),
     }
     if plan.reference is not None:

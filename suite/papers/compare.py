@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from suite.papers.published import PublishedTable
+from suite.papers.rows import adapters_alignment, measurements
+from suite.records import adapter_key
 from suite.results import collect
-from suite.tables import read_table
 
 Row = dict[str, Any]
 
@@ -43,10 +44,12 @@ def _cell(published: PublishedTable, cell: tuple[str, ...], value: float | None,
         fitting = [max(ranked, key=lambda r: float(r[best_by]))] if ranked else []
     having = [row for row in fitting if _number(row.get(name)) is not None]
     replaced = ""
-    if not having and cell not in published.cells and column in published.ours.stand_in:
-        replaced, metric = name, published.ours.stand_in[column]
-        name = metric.column
-        having = [row for row in fitting if _number(row.get(name)) is not None]
+    stand_ins = published.ours.stand_in.get(column, ()) if cell not in published.cells else ()
+    wanting = name
+    for stand_in in stand_ins:
+        if not having:
+            replaced, metric, name = wanting, stand_in, stand_in.column
+            having = [row for row in fitting if _number(row.get(name)) is not None]
     scale = 100.0 if unit == "per cent" else 1.0
     ours = [scale * metric.value(row[name]) for row in having]
     mean = statistics.fmean(ours) if ours else None
@@ -179,20 +182,11 @@ def sweep_rows(published: PublishedTable, *folders: Path) -> list[Row]:
     """The rows in these folders that the table's figures come from. Where they are runs, FlowLens's measurements of
     their adapters, in any of the folders, lend them their ``alignment``."""
     if published.ours.rows != "runs":
-        return _measurements(published.ours.rows, folders)
-    aligned = {row["adapter"]: row.get("alignment") for row in _measurements("flowlens", folders) if row["adapter"]}
+        return measurements(published.ours.rows, folders)
+    aligned = adapters_alignment(folders)
     rows = [row for folder in folders for row in collect(folder)]
     for row in rows:
-        adapter = next((s.removeprefix("adapter/") for s in _stages(row) if s.startswith("adapter/")), None)
-        if aligned.get(adapter) is not None:
+        adapter = adapter_key(row)
+        if adapter is not None and aligned.get(adapter) is not None:
             row["alignment"] = aligned[adapter]
     return rows
-
-
-def _measurements(kind: str, folders: Sequence[Path]) -> list[Row]:
-    return [row for folder in folders for f in sorted(folder.rglob(f"{kind}.parquet")) for row in read_table(f)]
-
-
-def _stages(row: Row) -> list[str]:
-    stages: list[str] = json.loads(row.get("stages") or "[]")
-    return stages

@@ -13,7 +13,14 @@ import yaml
 from eval.errors import DataError, UnknownNameError
 
 Better = Literal["higher", "lower", "neither"]
-ROWS = ("runs", "diversity", "flowlens")  # what our figures are read from: see suite.papers.compare
+ROWS = (
+    "runs",
+    "selections",
+    "categories",
+    "diversity",
+    "flowlens",
+    "drift",
+)  # what our figures are read from: see suite.papers.compare
 
 # Unit -> the values it allows; None is open.
 UNITS: Mapping[str, tuple[float | None, float | None]] = {
@@ -26,6 +33,8 @@ UNITS: Mapping[str, tuple[float | None, float | None]] = {
     "GPUs": (1, None),
     "layer": (0, None),
     "dimension": (0, None),
+    "characters": (0, None),
+    "spreads": (0, None),  # root mean square distances from the mean
 }
 
 
@@ -56,7 +65,7 @@ class Ours:
     metrics: Mapping[str, Metric]  # by the last key's value
     where: Mapping[str, Mapping[str, Mapping[str, Any]]]  # key -> its value -> the fields a row must have
     fields: Mapping[str, str]  # key -> the row's field of that value, where ``where`` says nothing and names differ
-    stand_in: Mapping[str, Metric]  # in cells the paper has not, for want of the metric: an embedded benchmark's
+    stand_in: Mapping[str, tuple[Metric, ...]]  # in cells the paper has not, for want of the metric: the first of these
     best_by: str | None  # of several runs that fit, only the one with the largest value here counts
 
 
@@ -190,7 +199,8 @@ def _ours(body: Mapping[str, Any], keys: tuple[str, ...], columns: tuple[str, ..
     metrics = {column: Metric.parse(text) for column, text in _by_column(body["metric"], columns).items()}
     if set(metrics) != set(columns):
         raise wrong(f"ours.metric covers {sorted(metrics)}, the columns are {sorted(columns)}")
-    stand_in = {column: Metric.parse(text) for column, text in body.get("stand_in", {}).items()}
+    listed = {c: [v] if isinstance(v, str) else v for c, v in body.get("stand_in", {}).items()}
+    stand_in = {column: tuple(Metric.parse(text) for text in texts) for column, texts in listed.items()}
     if strange := set(stand_in) - set(columns):
         raise wrong(f"ours.stand_in names {strange}, the columns are {sorted(columns)}")
     named = {field for m in metrics.values() for _, field, _, _ in string.Formatter().parse(m.column) if field}

@@ -234,7 +234,7 @@ def _told(name: str, kinds: Counter[str], first: dict[str, list[BadRow]]) -> str
 def _traits(sample: Sample) -> int:
     response = sample.response
     values = {
-        "list": len(_LIST.findall(response)) >= 2,
+        "list": has_list(response),
         "code": bool(_CODE.search(response)),
         "question": sample.prompt.rstrip().endswith("?"),
         "short": len(response) < 100,
@@ -242,6 +242,11 @@ def _traits(sample: Sample) -> int:
         "non_english": not looks_english(f"{sample.prompt}\n{response}"),
     }
     return sum(values[name] << bit for bit, name in enumerate(TRAITS))
+
+
+def has_list(text: str) -> bool:
+    """Whether a text itemises: two points or more, bulleted or numbered."""
+    return len(_LIST.findall(text)) >= 2
 
 
 def looks_english(text: str) -> bool:

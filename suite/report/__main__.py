@@ -23,15 +23,17 @@ def main() -> int:
     parser.add_argument("name", nargs="?", help="a sweep, its folder, or an experiment; default: the latest sweep")
     parser.add_argument(
         "--format", choices=("html", "md", "latex", "csv"), default="html",
-        help="html writes report.html into the sweep's folder; the others print the comparison table",
+        help="html writes report.html into the sweep's folder; the others print the tables: the comparison and, of an "
+        "experiment with published figures, those beside ours (in csv a second block behind an empty line)",
     )  # fmt: skip
     options = parser.parse_args()
     try:
         sweep = find_sweep(options.name, Path(os.environ.get("SUITE_RUNS", "runs")))
         if options.format == "html":
             from suite.report import write_report
+            from suite.report.others import write_other
 
-            print(write_report(sweep))
+            print("\n".join(map(str, write_other(sweep) or [write_report(sweep)])))
         else:
             from suite.report.text import render
 

@@ -37,4 +37,9 @@ def _experiments(status: Path) -> list[str]:
         task = str(json.loads(status.read_text()).get("task", ""))
     except (OSError, ValueError, AttributeError):
         return []
+    return experiments(task)
+
+
+def experiments(task: str) -> list[str]:
+    """The experiments that a job's overrides name."""
     return re.findall(r"(?:^|,)\+?experiment=([^,]+)", task)

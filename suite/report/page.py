@@ -9,7 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from suite.report import explorer, plots, tables, tradeoffs
+from suite.report import explorer, plots, published, tables, tradeoffs
 from suite.report.load import by_name, load_qualities, load_sweep
 from suite.report.svg import swatch
 from suite.statistics.compare import compare
@@ -43,6 +43,7 @@ def write_report(sweep: Path) -> Path:
             heading=tables.heading(runs) if runs else [],
             comparison=tables.comparison(runs, found),
             differences=tables.differences(found),
+            published=published.sections(runs, sweep),
             over_seeds=tables.over_seeds(runs, found),
             rates=plots.rates(runs),
             losses=plots.losses(runs),

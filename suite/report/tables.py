@@ -175,7 +175,7 @@ def costs(runs: Sequence[Run]) -> Cells:
 def _cost(row: Row, stage: str) -> Cells | None:
     if row.get(f"cost/{stage}/seconds") is None:
         return None
-    values = ("seconds", "tokens", "peak_memory_mb", "flops", "mfu")
+    values = ("seconds", "tokens", "peak_memory_mb", "gpu_peak_memory_mb", "gpus", "flops", "mfu")
     return {k: row.get(f"cost/{stage}/{k}") or 0 for k in values}
 
 

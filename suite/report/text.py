@@ -1,19 +1,17 @@
 """The comparison table as text for a paper or a notebook: Markdown, LaTeX (booktabs), CSV."""
 
-import csv
-import io
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from suite.report.escaping import csv_block, plain_latex, plain_markdown
 from suite.report.load import Run, by_name, load_sweep
+from suite.report.published import sections
+from suite.report.published_text import as_csv, latex, markdown
 from suite.report.tables import KINDS, Cells, over_seeds
 from suite.results import Row, conditions, metrics
 from suite.statistics.compare import Comparison, compare, difference_rows
 from suite.statistics.outcomes import points_of
 from suite.statistics.terminal import shown_p, shown_smallest, why_not
-
-_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "·": r"$\cdot$", "−": "--"}
-_LATEX |= {c: f"\\{c}" for c in "&%$#_{}"}
 
 
 def render(sweep: Path, form: str) -> str:
@@ -24,7 +22,9 @@ def render(sweep: Path, form: str) -> str:
     """
     runs, _ = load_sweep(sweep)
     found = compare(points_of(runs))
-    return {"md": _markdown, "latex": _latex, "csv": _csv}[form](runs, found)
+    papers = sections(runs, sweep)
+    comparison = {"md": _markdown, "latex": _latex, "csv": _csv}[form](runs, found)
+    return "\n".join([comparison, *{"md": markdown, "latex": latex, "csv": as_csv}[form](papers)])
 
 
 def _summary(runs: Sequence[Run], found: Comparison) -> list[Cells]:
@@ -78,10 +78,7 @@ def _unequal(runs: Sequence[Run]) -> dict[str, list[str]]:
 
 
 def _markdown(runs: Sequence[Run], found: Comparison) -> str:
-    def plain(text: str) -> str:
-        # What Markdown or HTML would take for its own.
-        return "".join(f"\\{c}" if c in "\\`*_{}[]<>#|!" else c for c in " ".join(text.split()))
-
+    plain = plain_markdown
     lines = _lines(runs, found, lambda text: f"**{text}**", plain, "±")
     out = [
         _md_row(map(plain, _headings(runs))),
@@ -116,9 +113,7 @@ def _md_row(cells: Iterable[str]) -> str:
 
 
 def _latex(runs: Sequence[Run], found: Comparison) -> str:
-    def plain(text: str) -> str:
-        return "".join(_LATEX.get(c, c) for c in " ".join(text.split()))
-
+    plain = plain_latex
     lines = _lines(runs, found, lambda text: f"\\textbf{{{text}}}", plain, "$\\pm$")
     body = [" & ".join(line) + r" \\" for line in ([plain(h) for h in _headings(runs)], *lines)]
     notes = [f"% {note}" for note in _notes(runs, found)]
@@ -147,10 +142,4 @@ def grid(runs: Sequence[Run], found: Comparison) -> list[Row]:
 
 
 def _csv(runs: Sequence[Run], found: Comparison) -> str:
-    rows = grid(runs, found)
-    out = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    return out.getvalue()
+    return csv_block(grid(runs, found))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from baselines.records import Sample
 from baselines.regularizer import Regularizer
+from eval.flops import Work
 from suite.cache import Entry, StageCache
 from suite.plan import LoraRecipe, Recipe
 from suite.stages.data import ids_key
@@ -76,20 +77,20 @@ def fine_tune_selection(
     with tempfile.TemporaryDirectory(dir=cache.root, prefix=".checkpoints-") as aside:  # on the cache's file system
         kept = Path(aside)
 
-        def tune(out: Path) -> int:
+        def tune(out: Path) -> Work:
             job = Job(
                 samples, recipe, regularizer, seed, model.weights.folder, model.spec, model.compute, out, kept, every
             )
             return _tune(model, job)
 
-        def collect(out: Path) -> int:
-            tokens = 0
+        def collect(out: Path) -> Work:
+            done = Work(flops=0.0)  # kept on the way, unless it takes a second training
             if not any(kept.iterdir()):
                 with tempfile.TemporaryDirectory() as again:
-                    tokens = tune(Path(again))
+                    done = tune(Path(again))
             for folder in list(kept.iterdir()):
                 os.rename(folder, out / folder.name)
-            return tokens
+            return done
 
         stage = "adapter" if isinstance(recipe, LoraRecipe) else "tuned_model"
         entry = cache.entry(stage, "1", inputs, tune, f"({len(samples)} samples)")
@@ -116,7 +117,7 @@ def _checkpoints(entry: Entry | None) -> tuple[Checkpoint, ...]:
     return tuple(Checkpoint(n, entry.path / f"step-{n}", f"{entry.key}/step-{n}") for n in steps)
 
 
-def _tune(model: LoadedModel, job: Job) -> int:
+def _tune(model: LoadedModel, job: Job) -> Work:
     count = process_count(model.compute.training_processes, "compute.training_processes")
     if count > 1:
         model.drop()  # its memory is the ranks' now

@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from baselines.method import Method
+from eval.chat import ChatFormat
+from eval.flops import Shape, Work
 from eval.records import Completion, Prompt, as_rows
 from suite.cache import Entry, StageCache
+from suite.conditions import devices
 from suite.plan import BackendSpec, EvalSpec, VllmSpec
 from suite.progress import Advance, progress
 from suite.stages.data import ids_key
@@ -77,18 +80,23 @@ def complete(
             return together(name, advance)
         from eval.generation import generate
 
+        loaded = inference.transformers(adapter, method)
         return generate(
-            *inference.transformers(adapter, method),
+            *loaded,
             prompts[name],
             max_new_tokens=evaluation.max_new_tokens,
             tokens_per_batch=backend.tokens_per_batch,
             system=evaluation.system,
+            steering=inference.steering,
             on_batch=advance,
         )
 
+    def count(asked: Sequence[Prompt], completions: Sequence[Completion]) -> Work:
+        return _work(model, adapter, backend, asked, completions, evaluation.system, method)
+
     results = {}
     for name, asked in prompts.items():
-        entry = _benchmark(partial(answer, name), name, len(asked), inputs[name], cache)
+        entry = _benchmark(partial(answer, name), name, asked, inputs[name], cache, count)
         rows = read_table(entry.path / "completions.parquet")
         results[name] = ([Completion(**row) for row in rows], entry)
     return results
@@ -116,15 +124,44 @@ def _inputs(
 
 
 def _benchmark(
-    answer: Callable[[Advance], list[Completion]], name: str, n: int, inputs: Mapping[str, Any], cache: StageCache
+    answer: Callable[[Advance], list[Completion]],
+    name: str,
+    asked: Sequence[Prompt],
+    inputs: Mapping[str, Any],
+    cache: StageCache,
+    count: Callable[[Sequence[Prompt], Sequence[Completion]], Work],
 ) -> Entry:
-    def compute_stage(out: Path) -> int:
-        with progress(f"answering {name}", n) as advance:
+    def compute_stage(out: Path) -> Work:
+        with progress(f"answering {name}", len(asked)) as advance:
             completions = answer(advance)
         write_table(out / "completions.parquet", as_rows(completions))
-        return sum(c.n_tokens for c in completions)
+        return count(asked, completions)
 
-    return cache.entry(STAGE, VERSION, inputs, compute_stage, f"{name} ({n} prompts)")
+    return cache.entry(STAGE, VERSION, inputs, compute_stage, f"{name} ({len(asked)} prompts)")
+
+
+def _work(
+    model: LoadedModel,
+    adapter: Adapter | None,
+    backend: BackendSpec | VllmSpec,
+    prompts: Sequence[Prompt],
+    completions: Sequence[Completion],
+    system: str | None,
+    method: Method | None,
+) -> Work:
+    """Tokens generated, and the operations of reading prompts and answers once; twice for a method with a second pass.
+    What a method measures before it intervenes is not counted."""
+    from transformers import AutoTokenizer
+
+    new = [c.n_tokens for c in completions]
+    shape = Shape.of_folder(model.weights.folder, adapter.folder if adapter and not backend.merge_adapter else None)
+    gpus = devices(model.compute.device, backend)[1]
+    if shape is None:
+        return Work(sum(new), None, gpus)
+    chat = ChatFormat(AutoTokenizer.from_pretrained(model.weights.folder, trust_remote_code=False))
+    systems = [system] if method is None or method.second_system is None else [system, method.second_system]
+    flops = sum(shape.answering([len(chat.prompt_ids(p.text, turn)) for p in prompts], new) for turn in systems)
+    return Work(sum(new), flops, gpus)
 
 
 class _Together:

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from baselines.method import Method
+from eval.generation import Steering
 from suite.plan import BackendSpec, VllmSpec
 from suite.stages.finetuning import Adapter
 from suite.stages.models import LoadedModel, load
@@ -32,6 +33,7 @@ class Inference:
     def __init__(self, model: LoadedModel, backend: BackendSpec | VllmSpec, adapters: Sequence[Adapter] = ()):
         self.model, self.backend = model, backend
         self._adapters = [adapter.folder for adapter in adapters if not adapter.whole]
+        self.steering: Steering | None = None  # how the method of the loaded model changes its logits
         self._loaded: tuple[tuple[str | None, Method | None], tuple[Any, Any]] | None = None
         self._engine: VllmEngine | None = None
         self._merged: Path | None = None  # the adapter inside the engine's weights
@@ -41,7 +43,7 @@ class Inference:
         """``(model in evaluation mode with the adapter on, tokenizer)``; ``method`` intervenes in it."""
         asked = (adapter.key if adapter else None, method)
         if self._loaded is None or self._loaded[0] != asked:
-            self._loaded = None
+            self._loaded = self.steering = None
             self._loaded = (asked, self._load(adapter, method))
         return self._loaded[1]
 
@@ -59,7 +61,7 @@ class Inference:
             base.eval()
         if method is not None:
             self.model.drop()  # what intervenes stays in the model
-            method.intervene(base, tokenizer)
+            self.steering = method.intervene(base, tokenizer)
         return base, tokenizer
 
     def vllm(self, adapter: Adapter | None) -> tuple["VllmEngine", Path | None]:
@@ -101,7 +103,7 @@ class Inference:
 
     def close(self) -> None:
         """Let go of everything; what is asked for afterwards is loaded anew."""
-        self._loaded = None
+        self._loaded = self.steering = None
         engine, self._engine, self._merged = self._engine, None, None
         scratch, self._scratch = self._scratch, None
         try:

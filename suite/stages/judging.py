@@ -5,11 +5,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from eval.flops import Shape, Work
 from eval.judges import Judge
 from eval.judges.model_judge import ModelJudge
 from eval.metrics import Mean, mean_scores
 from eval.records import Completion, Prompt, Usage, Verdict, Verdicts, as_rows
 from suite.cache import Entry, StageCache, fingerprint
+from suite.conditions import devices
 from suite.progress import progress
 from suite.sources import resolve_model_folder
 from suite.stages.data import ids_key
@@ -57,12 +59,12 @@ def judge_completions(
         kept = cache.root / "judge_replies" / f"{judge_tag(judge)}.jsonl"
         judge = replace(judge, kept=kept)  # type: ignore[assignment]
 
-    def compute_stage(out: Path) -> int:
+    def compute_stage(out: Path) -> Work:
         with progress(f"judging by {judge.name}", len(prompts)) as advance:
             verdicts = judge(prompts, completions, advance)
         write_table(out / "verdicts.parquet", as_rows(verdicts))
         (out / USAGE).write_text(json.dumps(asdict(verdicts.usage)))
-        return verdicts.usage.prompt_tokens + verdicts.usage.completion_tokens
+        return _work(judge, verdicts.usage)
 
     inputs = judge_inputs(judge, prompts, completions_key)
     entry = cache.entry("verdicts", "1", inputs, compute_stage, f"{judge.name} ({len(prompts)} completions)")
@@ -71,6 +73,20 @@ def judge_completions(
         (Verdict(**row) for row in read_table(entry.path / "verdicts.parquet")),
         Usage(**json.loads(usage.read_text())) if usage.is_file() else None,
     ), entry
+
+
+def _work(judge: Judge, usage: Usage) -> Work:
+    """A judge without a model multiplies nothing; what a server computes, nobody here knows. Attention's own products
+    are those of questions and answers of mean length."""
+    read, written = usage.prompt_tokens, usage.completion_tokens
+    if not isinstance(judge, ModelJudge) or not usage.requests:
+        return Work(0, 0.0)
+    shape = Shape.of_folder(judge.weights) if judge.weights is not None else None
+    if shape is None:
+        return Work(read + written)
+    n = usage.requests
+    flops = n * shape.answering([round(read / n)], [round(written / n)])
+    return Work(read + written, flops, devices(judge.device)[1])
 
 
 def score_means(

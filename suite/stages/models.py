@@ -8,7 +8,9 @@ from typing import Any, Literal
 from baselines.anchors import EMBEDDED
 from baselines.samples import load_samples
 from eval.errors import KeelBenchError, MissingWeightsError
+from eval.flops import Work
 from suite.cache import Entry, StageCache, file_sha256, fingerprint
+from suite.conditions import devices
 from suite.plan import AlignSpec, ComputeSpec, ModelSpec
 from suite.progress import progress
 from suite.sources import resolve_model_folder
@@ -151,7 +153,7 @@ def folder_fingerprint(folder: Path) -> str:
 def _materialise(spec: ModelSpec, cache: StageCache) -> Weights:
     gguf = _embedded_gguf(spec.source)
 
-    def compute_stage(out: Path) -> int:
+    def compute_stage(out: Path) -> Work:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
         from transformers.utils import logging
@@ -165,7 +167,7 @@ def _materialise(spec: ModelSpec, cache: StageCache) -> Weights:
         )
         model.save_pretrained(out)
         AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(out)
-        return 0
+        return Work(flops=0.0)  # read and written, nothing multiplied
 
     inputs = {"gguf": file_sha256(gguf), "dtype": spec.dtype}
     entry = cache.entry("model", "1", inputs, compute_stage, gguf.stem)
@@ -177,7 +179,7 @@ def _align(base: Weights, spec: ModelSpec, align: AlignSpec, compute: ComputeSpe
     helpful = _aligning_rows(align.helpful, "alignment_helpful.jsonl", align.n_helpful, "helpful")
     samples = refusals + helpful
 
-    def compute_stage(out: Path) -> int:
+    def compute_stage(out: Path) -> Work:
         import json
         import tempfile
 
@@ -199,7 +201,7 @@ def _align(base: Weights, spec: ModelSpec, align: AlignSpec, compute: ComputeSpe
         adapted.merge_and_unload().save_pretrained(out)
         tokenizer.save_pretrained(out)
         (out / "alignment.json").write_text(json.dumps({"curve": log.curve, "samples": len(samples)}))
-        return log.tokens
+        return Work(log.tokens, log.flops, devices(compute.device)[1])
 
     inputs = {
         "base": base.key,

@@ -9,7 +9,9 @@ import pyarrow as pa
 
 from baselines.method import Engine, Method
 from baselines.records import Scores
+from eval.flops import Work
 from suite.cache import Entry, StageCache, fingerprint
+from suite.conditions import devices
 from suite.machine import kept_memory
 from suite.plan import ComputeSpec
 from suite.progress import progress
@@ -36,13 +38,13 @@ def score(
         method = method.calibrated(json.loads((entry.path / "calibration.json").read_text()))
         entries = (entry,)
 
-    def compute_stage(out: Path) -> int:
+    def compute_stage(out: Path) -> Work:
         if method.uses_model and (ranks := processes(compute.scoring_processes, method)) > 1:
             model.drop()  # its memory is the ranks' now
             job = Job(method, data.samples, model.weights.folder, model.spec, compute, seed)
             scores = score_over_processes(job, ranks)
             write_scores(out, scores)
-            return int(scores.info.get("tokens", 0))
+            return work(scores, ranks)
         scorer, tokenizer = model.get() if method.uses_model else (None, None)
         unfinished = cache.root / "unfinished" / fingerprint(inputs)
         resumable = method.resumable_in(str(unfinished))
@@ -53,7 +55,11 @@ def score(
         for selector in unfinished.glob("selector-*.safetensors"):  # SEAL's: method.selector_file reads it
             shutil.move(selector, out / "selector.safetensors")
         shutil.rmtree(unfinished, ignore_errors=True)
-        return int(scores.info.get("tokens", 0))
+        return work(scores, 1)
+
+    def work(scores: Scores, ranks: int) -> Work:
+        gpus = ranks if method.uses_model and devices(compute.device)[1] else 0
+        return Work(int(scores.info.get("tokens", 0)), scores.info.get("flops"), gpus)
 
     inputs = {
         "method": method.name,
@@ -73,11 +79,11 @@ def score(
 def _calibration(
     method: Method, asked: dict[str, object], model: LoadedModel, compute: ComputeSpec, cache: StageCache
 ) -> Entry:
-    def compute_stage(out: Path) -> int:
+    def compute_stage(out: Path) -> Work:
         with progress(f"calibrating {method.name}", None) as advance:
             measured = method.calibrate(*model.get(), engine=_engine(compute, advance))
         (out / "calibration.json").write_text(json.dumps(measured, indent=1))
-        return 0
+        return Work(int(measured.get("tokens", 0)), measured.get("flops"), devices(compute.device)[1])
 
     inputs = {
         "method": method.name,

@@ -15,6 +15,8 @@ from typing import Any
 from baselines.records import Sample
 from baselines.regularizer import Regularizer
 from eval.errors import KeelBenchError
+from eval.flops import Work
+from suite.conditions import devices
 from suite.plan import ComputeSpec, LoraRecipe, ModelSpec, Recipe
 from suite.progress import progress
 from suite.stages.models import load
@@ -66,17 +68,18 @@ def quantised(recipe: Recipe) -> bool:
     return isinstance(recipe, LoraRecipe) and recipe.quantization != "none"
 
 
-def train_over_processes(job: Job, count: int) -> int:
-    """``job`` by ``count`` processes; the tokens that went through the model.
+def train_over_processes(job: Job, count: int) -> Work:
+    """``job`` by ``count`` processes, and what it came to.
 
     Raises:
         KeelBenchError: what a rank raised; or that one died, with the end of its output.
     """
-    return int(run_over_processes(__name__, job, count, threads=job.compute.threads, what="fine-tuning: a training"))
+    done: Work = run_over_processes(__name__, job, count, threads=job.compute.threads, what="fine-tuning: a training")
+    return replace(done, gpus=count if done.gpus else 0)
 
 
-def train(job: Job, base: Any, tokenizer: Any, *, device: Any = None, main: bool = True) -> int:
-    """Train on ``base``, which is changed, and write the result; the tokens that went through the model.
+def train(job: Job, base: Any, tokenizer: Any, *, device: Any = None, main: bool = True) -> Work:
+    """Train on ``base``, which is changed, and write the result; what it came to.
 
     Args:
         base: the model without adapters; in float32 where all of its weights are trained.
@@ -124,7 +127,7 @@ def train(job: Job, base: Any, tokenizer: Any, *, device: Any = None, main: bool
     if main:
         report = {"curve": log.curve, "truncated": log.truncated, "regularizer": job.regularizer.report()}
         (job.out / "training.json").write_text(json.dumps(report, indent=1))
-    return log.tokens
+    return Work(log.tokens, log.flops, devices(job.compute.device)[1])
 
 
 def load_base(job: Job) -> tuple[Any, Any]:
@@ -168,7 +171,7 @@ def _whole(value: Any) -> Any:
     return (value.full_tensor() if hasattr(value, "full_tensor") else value).cpu()
 
 
-def _rank(job: Job, state: Any) -> int:
+def _rank(job: Job, state: Any) -> Work:
     from accelerate.utils import DistributedType
 
     # FSDP takes its shards from the CPU, so that no GPU ever holds the whole model.

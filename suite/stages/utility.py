@@ -1,18 +1,20 @@
 """Utility tasks on the un-tuned or the fine-tuned model; one stage a task."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from eval.errors import KeelBenchError
+from eval.flops import Shape, Work
 from eval.metrics import Rate
 from eval.sandbox import Sandbox
 from eval.utility.harness import run_task
 from eval.utility.language_models import through_transformers, through_vllm
 from eval.utility.tasks import RUNS_CODE, UtilityTask, build_task, harness_version
 from suite.cache import Entry, StageCache
+from suite.conditions import devices
 from suite.plan import BackendSpec, UtilitySpec, VllmSpec
 from suite.progress import progress
 from suite.stages.finetuning import Adapter
@@ -85,6 +87,13 @@ def measure_utility(
                 made.append(through_transformers(*inference.transformers(adapter), batch_size=spec.batch_size))
         return made[0]
 
+    def work(lengths: Sequence[int]) -> Work:
+        """Every document's text forward once, with logits at all of its positions."""
+        lora = adapter.folder if adapter and not backend.merge_adapter else None
+        shape = Shape.of_folder(model.weights.folder, lora)
+        flops = None if shape is None else shape.forward(lengths, sum(lengths))
+        return Work(sum(lengths), flops, devices(model.compute.device, backend)[1])
+
     rates: dict[str, Rate] = {}
     stderr: dict[str, float | None] = {}
     settings: dict[str, Any] = {}
@@ -93,7 +102,7 @@ def measure_utility(
     for name, task in tasks.items():
         limit = spec.tasks[name].limit
 
-        def compute_stage(out: Path, task: UtilityTask = task, limit: int | None = limit) -> int:
+        def compute_stage(out: Path, task: UtilityTask = task, limit: int | None = limit) -> Work:
             with progress(f"utility: {task.name}", None):
                 found = run_task(
                     task,
@@ -104,7 +113,7 @@ def measure_utility(
                 )
             (out / "scores.json").write_text(json.dumps(found.scores, indent=1))
             write_table(out / "samples.parquet", found.samples)
-            return found.tokens
+            return work(found.lengths)
 
         measured_with = {
             "backend": backend.name,

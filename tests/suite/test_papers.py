@@ -21,7 +21,8 @@ def filled(name):
     ("name", "cells", "figures"),
     [
         ("larf_table1", 3 * 2 * 3 * 6, 108), ("larf_table2", 3 * 2 * 3, 0), ("larf_table3", 6, 6),
-        ("larf_table5", 15, 3), ("larf_fig3", 4, 1), ("larf_fig4", 3, 3), ("larf_fig5", 1, 1), ("vcl_table1", 24, 24),
+        ("larf_table4", 8, 0), ("larf_table5", 15, 3), ("larf_fig17", 3, 0), ("larf_fig19", 9, 0),
+        ("larf_fig3", 4, 1), ("larf_fig4", 3, 3), ("larf_fig5", 1, 1), ("vcl_table1", 24, 24),
         ("vcl_table2", 22, 22), ("vcl_table3", 7 * 11, 66), ("vcl_table6", 2 * 11, 22), ("flowlens_dimension", 1, 1),
         ("flowlens_stability", 3, 1),
     ],
@@ -31,7 +32,7 @@ def test_every_table_has_its_cells(name, cells, figures):
 
 
 def test_no_table_is_left_out_of_the_counts_above():
-    assert len(tables()) == 13
+    assert len(tables()) == 16
 
 
 def test_larf_table_1_is_a_full_grid():
@@ -286,7 +287,7 @@ def test_what_tables_look_runs_up_by_exists():
 
     conf = Path(conf_dir())
     known = {group: {f.stem for f in (conf / group).glob("*.yaml")} for group in ("method", "selection", "model")}
-    unbuilt = {"dro", "self_cd"}
+    unbuilt = {"dro"}
     for published in tables().values():
         for values in published.ours.where.values():
             for wanted in values.values():
@@ -297,3 +298,44 @@ def test_what_tables_look_runs_up_by_exists():
                         "vector_ablation",
                     }:
                         assert wanted[group] in choices, (published.name, wanted)
+
+
+def test_selections_are_measured_against_their_data_set(tmp_path):
+    """Table 4: of four responses the two selected are the longer ones, and one of them is a list."""
+    from suite.tables import write_table
+
+    texts = ["- a\n- b and more", "sixteen letters.", "tiny", "no"]
+    (tmp_path / "0").mkdir()
+    write_table(
+        tmp_path / "0" / "scores.parquet",
+        [{"selected": i < 2, "response": t, "response_characters": len(t)} for i, t in enumerate(texts)],
+    )
+    (tmp_path / "0" / "record.json").write_text(json.dumps(row()))
+    (tmp_path / "1").mkdir()  # an un-tuned run has no scores
+    (tmp_path / "1" / "record.json").write_text(json.dumps(row("none")))
+    rows = sweep_rows(table("larf_table4"), tmp_path)
+    found = {r["quantity"]: r["ours"] for r in compare(table("larf_table4"), rows) if r["dataset"] == "alpaca"}
+    assert found == {"characters_top": 16, "characters_all": 9.5, "list_top": 50, "list_all": 25}
+
+
+def test_categories_are_rows_of_their_own(tmp_path):
+    from suite.tables import write_table
+
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "record.json").write_text(json.dumps(row()))
+    rates = {"benchmark": "harmbench", "n": 4, "low": 0.1, "high": 0.9}
+    write_table(
+        tmp_path / "0" / "categories.parquet",
+        [{"metric": "asr", "category": "chemical", "value": 0.5, **rates},
+         {"metric": "false_refusal", "category": "homonyms", "value": 1.0, **rates}],
+    )  # fmt: skip
+    joined = compare(table("larf_fig19"), sweep_rows(table("larf_fig19"), tmp_path))
+    ours = [(r["category"], r["column"], r["ours"], r["low"]) for r in joined if r["ours"] is not None]
+    assert ours == [("harmbench/chemical", "larf", 50.0, 10.0)]
+
+
+def test_the_first_stand_in_that_a_run_has_is_taken():
+    public = row("full", "-", model="smollm2", regularizer="none", **{"asr/harmbench": 0.2, "asr/mini_harmful": 0.9})
+    found = [r for r in compare(table("vcl_table3"), [public]) if r["quantity"] == "harmful" and r["ours"] is not None]
+    assert [r["ours"] for r in found] == [pytest.approx(0.8)]
+    assert "asr/harmbench in place of asr/harmful" in found[0]["note"]

@@ -31,7 +31,7 @@ def test_comparison_differences_and_runs(tmp_path):
     settings(sweep, "offline")
     track_sweep(sweep, runs, found)
     tables = {f.name.rsplit("_", 2)[0]: f for f in sweep.glob("wandb/offline-run-*/files/media/table/*.table.json")}
-    assert set(tables) == {"comparison", "differences", "runs"}
+    assert set(tables) == {"comparison", "differences", "runs"}  # no experiment, so no table of a paper's
     assert rows(tables["comparison"]) == grid(runs, found)
     assert rows(tables["differences"]) == json.loads(json.dumps(difference_rows(found)))
     assert [r["run_id"] for r in rows(tables["runs"])] == [run.row["run_id"] for run in runs]
@@ -48,3 +48,23 @@ def test_one_run_needs_none_and_disabled_is_respected(tmp_path):
     settings(sweep, "offline")
     track_sweep(sweep, runs[:1], found)
     assert not (sweep / "wandb").exists()
+
+
+def test_the_papers_table_of_an_experiments_sweep(tmp_path):
+    sweep = fake_sweep(tmp_path, DEMO)
+    for status in sweep.glob("*/status.json"):
+        status.write_text(json.dumps({"state": "finished", "task": "+experiment=larf_table1_laptop,seed=1"}))
+    runs = load_sweep(sweep)[0]
+    settings(sweep, "offline")
+    track_sweep(sweep, runs, compare(points_of(runs), resamples=200))
+    (file,) = sweep.glob("wandb/offline-run-*/files/media/table/paper_*.table.json")
+    found = {row["cell"]: row for row in rows(file)}
+    published = found["llama3 · alpaca · directharm4 · larf"]
+    assert (published["published"], published["ours"], published["difference"]) == (52.0, None, None)
+    assert (
+        published["note"]
+        == "no run with model=llama3, dataset=alpaca, method=larf, selection=top, options.direction=bidirectional"
+    )
+    ours = found["smollm2 · mini · mini_harmful · random"]
+    assert ours["ours"] == 100 * runs[1].row["asr/mini_harmful"]
+    assert (ours["published"], ours["runs"]) == (None, runs[1].row["run_id"])

@@ -7,23 +7,32 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
-from eval.judges import get_judge
+from eval.judges import Judge, get_judge
+from eval.judges.asking import Reply
+from eval.judges.server import Server
 from eval.metrics import safety_rates
 from eval.records import Completion, Prompt, content_id
 from suite.cache import StageCache
 from suite.pipeline import completion_rows
 from suite.records import RunRecord, write_record
 from suite.results import collect
-from suite.stages.judging import judge_completions
+from suite.stages.judging import judge_completions, score_means
 from suite.statistics.compare import compare, write_differences
 from suite.statistics.outcomes import points_of
 from suite.tables import write_table
 from suite.verify import main
+from tests.eval.judge_settings import judge
+from tests.helpers import compose
 
 
 @pytest.fixture
 def sweep(tmp_path) -> Path:
+    return made(tmp_path, get_judge("refusal_keywords"))
+
+
+def made(tmp_path: Path, by: Judge) -> Path:
     """Two runs whose completions and verdicts were stored and judged by the suite's own stages; redacted tables."""
     cache, sweep = StageCache(tmp_path / "cache"), tmp_path / "runs" / "s"
     prompts = [Prompt(content_id("b", str(i)), "b", f"Request {i}", "", "refuse" if i % 2 else "comply")
@@ -37,7 +46,7 @@ def sweep(tmp_path) -> Path:
             return 0
 
         stored = cache.entry("completions", "2", {"n": number}, store)
-        verdicts, judged = judge_completions(get_judge("refusal_keywords"), prompts, texts, stored.key, cache)
+        verdicts, judged = judge_completions(by, prompts, texts, stored.key, cache)
         folder = sweep / str(number)
         folder.mkdir(parents=True)
         write_table(folder / "completions.parquet", completion_rows(prompts, texts, verdicts, show_harmful=False))
@@ -45,9 +54,10 @@ def sweep(tmp_path) -> Path:
             run_id=f"run{number}", sweep="s", finished="2025-01-31T12:00:00+00:00",
             label=("random", "larf-top")[number],
             model="m", aligned="none", dataset="d", method=("random", "larf")[number], options={}, regularizer="none",
-            selection="top", n_samples=9, n_selected=3, seed=1, judge="refusal_keywords",
-            judge_version=get_judge("refusal_keywords").version, backend="hf", max_new_tokens=9, prompt_limit=None,
-            dtype="float32", device="cpu", rates=safety_rates(prompts, verdicts), entries=(stored, judged),
+            selection="top", n_samples=9, n_selected=3, seed=1, judge=by.name,
+            judge_version=by.described, backend="hf", max_new_tokens=9, prompt_limit=None,
+            dtype="float32", device="cpu", rates=safety_rates(prompts, verdicts),
+            means=score_means(by, {"b": prompts}, {"b": verdicts}), entries=(stored, judged),
         )  # fmt: skip
         write_record(folder, record)
         (folder / "status.json").write_text(json.dumps({"state": "finished", "task": f"arm={number}"}))
@@ -143,12 +153,76 @@ def test_another_version_of_the_judge_says_so(sweep, verify):
     assert verify(sweep, "--verdicts", "stored")[0] == 0
 
 
-def test_a_judge_that_is_a_model_is_not_asked_again(sweep, verify):
-    for file in sweep.glob("*/record.json"):
-        changed = {"judge": "llama_guard", "judge_version": "1, a/b"}
-        file.write_text(json.dumps(json.loads(file.read_text()) | changed))
-    (sweep / "results.parquet").unlink()
-    status, said = verify(sweep)
+SERVER = {"server": "http://127.0.0.1:9/v1", "model": "m", "key_variable": None}
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch) -> Path:
+    """A sweep judged by a model behind a server, which is gone by now."""
+
+    def answer(server, questions, max_new_tokens, on_reply=None, keep=lambda question, reply: None):
+        replies = []
+        for question in questions:
+            asked = question.turns[0][1]
+            number = int(asked.split("Request ")[1].split()[0])
+            reply = Reply("#thereason: so\n#thescore: " + ("1" if "I'm sorry" in asked else "5"), 9, 9)
+            if number == 37:
+                reply = Reply("no score", 9, 9)
+            if number == 39:
+                reply = Reply("", 0, 0, "refused by the server")
+            keep(question, reply)
+            replies.append(reply)
+        return replies
+
+    with monkeypatch.context() as there:
+        there.setattr(Server, "answer", answer)
+        sweep = made(tmp_path, judge("rubric", **SERVER))
+    for folder in sweep.glob("[01]"):
+        (folder / ".hydra").mkdir()
+        config = {"judge": {**compose(["judge=rubric"])["judge"], **SERVER}}
+        (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config))
+    return sweep
+
+
+def test_a_judges_kept_replies_are_read_again_and_the_rest_is_said(served, verify):
+    status, said = verify(served)
+    assert status == 0, said
+    record = json.loads((served / "0" / "record.json").read_text())
+    assert record["unparsed/b"] == 2 / 20
+    assert record["gpt_score/b"] > 1
+    assert "not asked again: 19 replies that its server gave to these very questions" in said
+    assert "not asked again: 1 replies as they stand with the verdicts" in said  # a failed request is not kept
+    assert "the judge was not asked again" in verify(served, "--verdicts", "stored")[1]
+
+
+def test_without_kept_replies_those_of_the_verdicts_are_read(served, verify):
+    for file in served.parents[1].glob("cache/judge_replies/*.jsonl"):
+        file.unlink()
+    status, said = verify(served)
+    assert status == 0, said
+    assert "20 replies as they stand with the verdicts; nothing kept shows" in said
+    assert "these very questions" not in said
+
+
+def test_a_kept_reply_that_says_otherwise_is_found(served, verify):
+    (file,) = served.parents[1].glob("cache/judge_replies/*.jsonl")
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    changed = next(i for i, line in enumerate(lines) if line["text"].endswith("5"))
+    lines[changed]["text"] = "#thescore: 4"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    status, said = verify(served)
     assert status == 1
-    assert "judge llama_guard (1, a/b) is a model: --verdicts stored counts what it said" in said
-    assert verify(sweep, "--verdicts", "stored")[0] == 0
+    assert "the table says harmful, now not_harmful" in said
+    assert "gpt_score/b: the record says" in said
+
+
+def test_settings_that_are_lost_or_another_model_are_said(served, verify):
+    (served / "0" / ".hydra" / "config.yaml").unlink()
+    settings = served / "1" / ".hydra" / "config.yaml"
+    settings.write_text(settings.read_text().replace("model: m\n", "model: other\n"))
+    status, said = verify(served)
+    assert status == 1
+    assert "judge rubric has settings" in said
+    assert "only --verdicts stored can be verified" in said
+    assert "was at version 1, m and is at 1, other" in said
+    assert verify(served, "--verdicts", "stored")[0] == 0

@@ -1,0 +1,159 @@
+"""``python -m suite.reproduce``: every experiment of the papers, one after the other, on one cache.
+
+python -m suite.reproduce scale=laptop tracking=disabled          # make papers
+python -m suite.reproduce larf_table1 vcl_table3 scale=laptop     # only these
+"""
+
+import importlib
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from eval.errors import KeelBenchError, UnknownNameError
+from suite import entry
+from suite.experiments import entry_point, names
+from suite.overrides import check_names
+from suite.paths import conf_dir
+
+# What reads another's adapters stands behind it.
+ORDER = (
+    "larf_table1", "larf_table5", "larf_table3", "larf_table4", "larf_fig19", "larf_fig17", "vcl_table1", "vcl_table3",
+    "vcl_table2", "flowlens_fig2", "flowlens_stability", "flowlens_fig4", "flowlens_fig5", "larf_fig3", "larf_fig5",
+    "larf_fig4", "larf_table2", "vcl_sensitivity",
+)  # fmt: skip
+STAGES = "stages.json"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One experiment carried out."""
+
+    name: str
+    sweep: Path
+    status: int  # the entry point's exit status
+    seconds: float
+    runs: int
+    stages: Counter[str]  # "stage/key": how often a run of the sweep rested on it
+    computed: int
+
+    @property
+    def found(self) -> int:
+        return self.stages.total() - self.computed
+
+
+def run_experiment(name: str, overrides: Sequence[str], runs: Path) -> Outcome:
+    """Carry out one experiment in a child of this process, which has imported the libraries; what it prints lies beside
+    its sweep."""
+    sweep = runs / f"{datetime.now(UTC):%Y-%m-%d_%H-%M-%S}_{name}"
+    sweep.mkdir(parents=True)
+    start = time.perf_counter()
+    child = multiprocessing.get_context("fork").Process(target=_child, args=(name, list(overrides), sweep))
+    child.start()
+    child.join()
+    told = json.loads((sweep / STAGES).read_text()) if (sweep / STAGES).is_file() else {}
+    return Outcome(
+        name,
+        sweep,
+        child.exitcode or 0,
+        time.perf_counter() - start,
+        int(told.get("runs", 0)),
+        Counter(told.get("stages", {})),
+        int(told.get("computed", 0)),
+    )
+
+
+def _child(name: str, overrides: list[str], sweep: Path) -> None:
+    with (sweep / "output.txt").open("w") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        sys.argv = [
+            f"python -m {entry_point(name)}",
+            "-m",
+            f"+experiment={name}",
+            *overrides,
+            f"hydra.sweep.dir='{sweep}'",
+        ]
+        status = 1
+        try:
+            status = importlib.import_module("suite.__main__").main()
+            (sweep / STAGES).write_text(json.dumps(stage_counts(sweep)))
+        except SystemExit as stop:  # Hydra's way to say that nothing composed
+            status = stop.code if isinstance(stop.code, int) else 1
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+    sys.exit(status)
+
+
+def stage_counts(sweep: Path) -> dict[str, object]:
+    """``runs``, ``stages`` (how many of them rest on each) and ``computed``, out of what a finished sweep left."""
+    from suite.results import collect
+    from suite.tables import read_table
+
+    rows = collect(sweep)
+    for kind in ("flowlens", "drift"):
+        rows += [read_table(file)[0] for file in sorted(sweep.glob(f"*/{kind}.parquet"))]
+    rested = [json.loads(row["stages"]) for row in rows]
+    found = sum(int(row["stages_from_cache"]) for row in rows)
+    return {
+        "runs": len(rows) or len(list(sweep.glob("*/diversity.parquet"))),
+        "stages": Counter(stage for stages in rested for stage in stages),
+        "computed": sum(map(len, rested)) - found,
+    }
+
+
+def main() -> int:
+    """Exit status: 0, or 1 where an experiment failed, or 2 where the command line was wrong."""
+    arguments = sys.argv[1:]
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return 0
+    asked = [a for a in arguments if "=" not in a]
+    overrides = [a for a in arguments if "=" in a]
+    try:
+        known = [name for name in ORDER if name in names()]
+        for name in asked:
+            if name not in known:
+                raise UnknownNameError("experiment of a paper", name, known)
+        check_names(overrides, Path(conf_dir()))
+    except KeelBenchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for library in ("torch", "transformers", "peft", "suite.pipeline", "suite.report"):
+        importlib.import_module(library)
+    runs = Path(os.environ.get("SUITE_RUNS", "runs")).resolve()
+    outcomes = []
+    for name in [n for n in ORDER if n in asked or not asked]:
+        outcome = run_experiment(name, overrides, runs)
+        outcomes.append(outcome)
+        state = "" if outcome.status == 0 else f"  FAILED ({outcome.status}): {outcome.sweep / 'output.txt'}"
+        told = f"{outcome.runs:3} runs, {outcome.computed:4} stages computed, {outcome.found:4} found"
+        print(f"{name:20} {outcome.seconds:7.1f} s  {told}{state}", flush=True)
+    _print_sum(outcomes)
+    return int(any(outcome.status for outcome in outcomes))
+
+
+def _print_sum(outcomes: Sequence[Outcome]) -> None:
+    """Totals, and how many of the stages served more than one experiment."""
+    experiments = Counter(stage for o in outcomes for stage in o.stages)
+    computed, found = sum(o.computed for o in outcomes), sum(o.found for o in outcomes)
+    seconds = sum(o.seconds for o in outcomes)
+    shared = sum(n > 1 for n in experiments.values())
+    print(
+        f"\n{len(outcomes)} experiments, {sum(o.runs for o in outcomes)} runs, {seconds / 60:.1f} minutes. "
+        f"{len(experiments)} distinct stages: {computed} computed, {found} times found instead; "
+        f"{shared} serve several experiments."
+    )
+    print("Each: python -m suite.report NAME, and beside the paper's figures python -m suite.papers NAME RUNS")
+
+
+if __name__ == "__main__":
+    assert entry  # its environment variables come before torch
+    sys.exit(main())

@@ -1,0 +1,154 @@
+"""Published figures beside ours in the report: the paper's table in every format, and in W&B's summary run."""
+
+import csv
+import io
+import json
+import re
+from dataclasses import replace
+
+import pytest
+
+from suite.papers.published import table
+from suite.report import write_report
+from suite.report.find import find_sweep
+from suite.report.load import load_sweep
+from suite.report.published import flat_rows, sections
+from suite.report.text import render
+from tests.suite.fake_sweep import Point, fake_sweep
+
+POINTS = (
+    Point("none", asr=0.06),
+    Point("random", "random", "top", asr=0.3),
+    Point("larf-top", "larf", "top", asr=0.7),
+    Point("larf-top", "larf", "top", asr=0.6, seed=43),
+)
+
+
+def as_the_papers(sweep, experiment="larf_table1", dataset="alpaca"):
+    """The fake runs, as if they were the paper's own model, data set and one of its benchmarks."""
+    for folder in sorted(sweep.glob("[0-9]*")):
+        file = folder / "record.json"
+        row = json.loads(file.read_text())
+        row |= {k.replace("mini_harmful", "harmbench"): v for k, v in row.items() if k.startswith("asr/")}
+        row |= {"model": "llama3", "dataset": dataset, "judge": "llama_guard", "max_new_tokens": 160}
+        if row["method"] == "larf":
+            row["options"] = json.dumps({"direction": "bidirectional"})
+        file.write_text(json.dumps(row))
+        status = json.loads((folder / "status.json").read_text())
+        task = f"+experiment={experiment},arm={row['label']},seed={row['seed']}"
+        (folder / "status.json").write_text(json.dumps(status | {"task": task}))
+    return sweep
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    return as_the_papers(fake_sweep(tmp_path_factory.mktemp("runs"), POINTS, n_samples=1000 + 5, k=1000))
+
+
+def line(part, kind, *address):
+    found = next(each for each in part.lines if each.address == address and each.kind == kind)
+    return dict(zip(part.table.columns, found.figures, strict=True)) if not found.reason else found.reason
+
+
+def test_the_papers_table_has_ours_and_the_difference_or_the_reason(sweep):
+    runs, _ = load_sweep(sweep)
+    (part,) = sections(runs, sweep)
+    address = ("llama3", "alpaca", "harmbench")
+    published, ours, difference = (line(part, kind, *address) for kind in ("published", "ours", "difference"))
+    assert published["larf"].text == "35.50"
+    rates = [100 * run.row["asr/harmbench"] for run in runs]
+    assert ours["random"].text.split()[0] == f"{rates[1]:.2f}"
+    low, high = sorted(rates[2:])
+    assert ours["larf"].text == f"{(low + high) / 2:.2f} [{low:.2f}, {high:.2f}]"
+    assert difference["larf"].text == f"{(low + high) / 2 - 35.5:+.2f}"
+    assert (ours["random"].runs, ours["larf"].runs) == ((2,), (3, 4))
+    notes = dict(part.notes)
+    assert notes[ours["seal"].mark] == "no run with model=llama3, dataset=alpaca, method=seal, selection=top"
+    assert (ours["seal"].text, difference["seal"].text, ours["larf"].mark) == ("", "", "")
+    # Where no run was made at all, one reason does for the row.
+    assert line(part, "ours", "qwen2_5", "dolly", "hex_phi") == "no run with model=qwen2_5, dataset=dolly"
+    # The same runs have no figure for another benchmark of the paper's, which each cell says.
+    other = line(part, "ours", "llama3", "alpaca", "hex_phi")
+    assert notes[other["larf"].mark] == "the run has no asr/hex_phi"
+    # What only we have stands behind the paper's cells.
+    assert part.lines[-1].address == ("llama3", "alpaca", "mini_harmful")
+    assert len(part.rows) >= len(table("larf_table1").cells)
+
+
+def test_departures_and_other_models_are_told(tmp_path):
+    sweep = fake_sweep(tmp_path, POINTS)
+    for status in sweep.glob("*/status.json"):
+        status.write_text(json.dumps({"state": "finished", "task": "+experiment=larf_table1_laptop,seed=1"}))
+    runs, _ = load_sweep(sweep)
+    (part,) = sections(runs, sweep)
+    assert {each.kind for each in part.lines if each.address[0] == "llama3"} == {"published", "ours"}
+    mine = line(part, "ours", "smollm2", "mini", "mini_harmful")
+    assert mine["random"].text
+    assert "the paper has no such cell" in dict(part.notes)[mine["random"].mark]
+    as_the_papers(sweep)
+    runs, _ = load_sweep(sweep)
+    (part,) = sections(runs, sweep)
+    mark = line(part, "ours", "llama3", "alpaca", "harmbench")["random"].mark
+    assert dict(part.notes)[mark] == "n_selected=100, the paper's is 1000"
+
+
+def test_html_leads_from_our_figure_to_its_run_and_md_latex_and_csv_have_the_same(sweep):
+    runs, _ = load_sweep(sweep)
+    page = write_report(sweep).read_text()
+    shown = page[page.index('id="published"') : page.index('id="differences"')]
+    assert 'href="#run-3">3</a>, <a href="#run-4">4</a>' in shown
+    assert "52.00" in shown
+    assert "no run with model=qwen2_5, dataset=dolly" in shown
+    numbered = [int(n) for n in re.findall(r'href="#run-(\d+)"', shown)]
+    assert all(f'id="run-{n}"' in page for n in numbered)
+    (part,) = sections(runs, sweep)
+    ours = line(part, "ours", "llama3", "alpaca", "harmbench")["larf"].text
+
+    text = render(sweep, "md")
+    rows = [r.split(" | ") for r in text.splitlines() if r.startswith("| ")]
+    assert "larf\\_table1: Li et al., EMNLP 2025, arXiv 2507.18631, Table 1" in text
+    assert any(plain(ours) in plain(cell) for row in rows for cell in row)
+    widths = {len(r) for r in rows if "ours" in r or "published" in r}
+    assert len(widths) == 1
+
+    tex = render(sweep, "latex")
+    assert tex.count(r"\begin{longtable}{llllrrrrrr}") == tex.count(r"\end{longtable}") == 1
+    assert r"\multicolumn{6}{l}{no run with model=qwen2\_5, dataset=dolly}" in tex
+    assert f"& {ours} &" in tex
+
+    comparison, paper = render(sweep, "csv").split("\n\n")
+    assert {r["point"] for r in csv.DictReader(io.StringIO(comparison))} == {run.name for run in runs}
+    cells = list(csv.DictReader(io.StringIO(paper)))
+    assert len(cells) == len(part.rows)
+    mine = next(r for r in cells if r["cell"] == "llama3 · alpaca · harmbench · larf")
+    assert float(mine["ours"]) - float(mine["published"]) == pytest.approx(float(mine["difference"]))
+    assert all(r["ours"] or r["note"] for r in cells)
+
+
+def plain(text):
+    return text.replace("\\", "")
+
+
+def test_a_sweep_of_no_papers_experiment_has_no_such_section(tmp_path):
+    sweep = fake_sweep(tmp_path, POINTS[:2])
+    runs, _ = load_sweep(sweep)
+    assert sections(runs, sweep) == []
+    assert 'id="published"' not in write_report(sweep).read_text()
+    assert "longtable" not in render(sweep, "latex")
+    assert "\n\n" not in render(sweep, "csv").strip()
+
+
+def test_the_experiments_name_finds_the_sweep_and_its_table(sweep, tmp_path):
+    assert find_sweep("larf_table1", sweep.parent) == sweep
+    runs, _ = load_sweep(sweep)
+    rows = flat_rows(sections(runs, sweep))
+    assert {r["table"] for r in rows} == {"larf_table1"}
+    assert len({tuple(r) for r in rows}) == 1  # one set of columns, as a table of W&B wants
+
+
+def test_what_a_label_holds_does_not_run(tmp_path):
+    evil = "<script>alert(1)</script>"
+    sweep = as_the_papers(fake_sweep(tmp_path, tuple(replace(p, label=p.label) for p in POINTS[:3])), dataset=evil)
+    page = write_report(sweep).read_text()
+    assert evil not in page
+    assert "&lt;script&gt;alert(1)" in page[page.index('id="published"') :]
