@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from eval.flops import Shape
+
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -57,19 +59,22 @@ class ModelShape:
         sides = 2 * (self.hidden + query) + 2 * (self.hidden + keys) + 3 * (self.hidden + self.intermediate)
         return rank * sides * self.blocks
 
+    @property
+    def operations(self) -> Shape:
+        """What ``eval.flops`` counts a stage's operations by."""
+        return Shape(self.block_parameters, 0, self.blocks, self.heads * self.head_width, self.embedding)
+
     def forward(self, tokens: float, length: float, *, share: float = 1.0) -> float:
-        """Operations of ``tokens`` through the blocks, in sequences of ``length``: 2 a parameter and token (Kaplan et
-        al. 2020, section 2.1), and attention's own products.
+        """Operations of ``tokens`` through the blocks, in sequences of ``length``.
 
         Args:
             share: of the blocks, from the first.
         """
-        attention = 4 * self.heads * self.head_width * self.blocks * length
-        return share * tokens * (2 * self.block_parameters + attention)
+        return share * tokens / length * self.operations.forward([length])
 
     def head(self, positions: float) -> float:
         """Operations of the logits at ``positions``."""
-        return 2.0 * self.embedding * positions
+        return self.operations.forward([], positions)
 
     def kv_bytes(self, tokens: float) -> float:
         """Of the keys and values of ``tokens``, two bytes a number."""

@@ -4,6 +4,7 @@ from statistics import median
 
 import pytest
 
+import eval.flops
 from eval.errors import UnknownNameError
 from suite.planning import HARDWARE, SHAPES, ModelShape, Recipe, api_judging, estimate, fine_tuning, generating
 from suite.planning.hardware import KINDS, points
@@ -37,6 +38,7 @@ def test_operations_equal_torchs_own_count():
     counted = counter.get_total_flops()
     ours = shape.forward(80, 40) + shape.head(80)
     assert ours == pytest.approx(counted, rel=0.01)  # the rest is the rotary embedding's
+    assert ours == pytest.approx(eval.flops.Shape.of(model).forward([40, 40], 80))  # as stages count theirs
 
 
 def test_parameters_are_the_models_own():
