@@ -151,6 +151,11 @@ def fine_tune(
     )
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # a process trains on one GPU (or on the model's device map), never by DataParallel
+    if sharding == "full" and on_cpu:
+        from accelerate.utils import DistributedType
+
+        # accelerate shards where this says so, and for several CPUs it does not; the rest works on gloo as it is.
+        arguments.distributed_state._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     trainer = _ResponseTrainer(
         model=_Supervision(model, hidden_states),
         args=arguments,

@@ -172,13 +172,8 @@ def _whole(value: Any) -> Any:
 
 
 def _rank(job: Job, state: Any) -> Work:
-    from accelerate.utils import DistributedType
-
     # FSDP takes its shards from the CPU, so that no GPU ever holds the whole model.
     sharded = job.compute.training_sharding == "full"
-    if sharded and state.device.type == "cpu":
-        # accelerate shards where this says so, and for several CPUs it does not; the rest works on gloo as it is.
-        state._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     placed = replace(job.compute, device="cpu" if sharded else str(state.device))
     base, tokenizer = load_base(replace(job, compute=placed))
     return train(job, base, tokenizer, device=state.device, main=state.is_main_process)
