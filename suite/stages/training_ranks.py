@@ -47,12 +47,9 @@ def check_training(recipe: Recipe, compute: ComputeSpec, regularizer: Regularize
     from suite.training_data import StepShares
 
     count = process_count(compute.training_processes, "compute.training_processes")
-    shares = StepShares.of(recipe.batch_size, recipe.accumulation, count)
-    if regularizer.name != "none" and shares.rows_a_pass != recipe.batch_size:
-        raise KeelBenchError(
-            f"regularizer={regularizer.name} is a function of a whole forward pass: train.accumulation="
-            f"{recipe.accumulation} must be a multiple of compute.training_processes={count}"
-        )
+    StepShares.of(recipe.batch_size, recipe.accumulation, count)
+    if regularizer.name != "none" and count > 1:
+        raise KeelBenchError(f"regularizer={regularizer.name} trains in one process: compute.training_processes=1")
     if compute.training_sharding == "full" and count == 1:
         raise KeelBenchError("compute.training_sharding=full needs compute.training_processes above 1")
     if compute.device_map is not None and count > 1:
