@@ -111,7 +111,7 @@ class BiAnchoring(Method):
             )
             return torch.cat([terms.directions(), terms.norms[:, None], terms.losses[:, None], flags], dim=1)
 
-        columns = over_ranks(len(samples), compute, device_of(model)).numpy().T
+        columns = over_ranks(len(samples), compute, device_of(model), engine=engine).numpy().T
         names = SETS if self.separate_terms else ("score",)
         components = dict(zip((*names, "gradient_norm", "loss"), columns, strict=False))
         if self.separate_terms:

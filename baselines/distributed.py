@@ -10,11 +10,18 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from baselines.method import Engine
 from eval.errors import KeelBenchError
+
+PART = 2048  # samples; a multiple of the engines' windows, so that the batches are those of an undivided scoring
 
 
 def over_ranks(
-    count: int, compute: Callable[[Sequence[int]], torch.Tensor], device: torch.device | None = None
+    count: int,
+    compute: Callable[[Sequence[int]], torch.Tensor],
+    device: torch.device | None = None,
+    *,
+    engine: Engine | None = None,
 ) -> torch.Tensor:
     """``compute`` over the indices 0..count-1, each rank its share; the whole result on every rank.
 
@@ -25,12 +32,13 @@ def over_ranks(
         compute: indices -> one row each, [len(indices), ...]; called with an empty share too, so that the width
             of its rows is known everywhere.
         device: where the group exchanges tensors (NCCL: the rank's GPU); None = the CPU.
+        engine: its ``parts`` hold what one process has computed, ``PART`` samples at a time.
 
     Raises:
         KeelBenchError: on every rank, where ``compute`` raised it on one; a rank that waits for another never hangs.
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return compute(range(count))
+        return compute(range(count)) if engine is None or engine.parts is None else _in_parts(count, compute, engine)
     share = range(dist.get_rank(), count, dist.get_world_size())
     mine: torch.Tensor | None = None
     problem: str | None = None
@@ -49,3 +57,19 @@ def over_ranks(
     whole[share.start :: share.step] = mine.to(whole.device)
     dist.all_reduce(whole)  # every row is one rank's own and zero elsewhere
     return whole.to(mine.device)
+
+
+def _in_parts(count: int, compute: Callable[[Sequence[int]], torch.Tensor], engine: Engine) -> torch.Tensor:
+    parts = engine.parts
+    assert parts is not None
+    rows = []
+    for start in range(0, count, PART):
+        size = min(PART, count - start)
+        found = parts.find(start, size)
+        if found is None:
+            found = compute(range(start, start + size))
+            parts.keep(start, found)
+        else:
+            engine.on_progress(size)
+        rows.append(found)
+    return torch.cat(rows) if rows else compute(range(0))

@@ -86,8 +86,7 @@ class GradSafe(Method):
             DataError: the prompts' file.
         """
         prompts = _Prompts(ChatFormat(tokenizer), self.system, self.supervise_end)
-        unsafe, safe = ([prompts.encode(text)[0] for text in texts] for texts in load_prompts(self.prompts))
-        slices = self._slices(model, unsafe, safe)
+        slices = self._slices(model, prompts)
 
         def compute(indices: Sequence[int]) -> torch.Tensor:
             sizes = torch.zeros(len(indices), 3, dtype=torch.float64)
@@ -105,18 +104,24 @@ class GradSafe(Method):
             )
             return torch.cat([found, sizes], dim=1)
 
-        found = over_ranks(len(samples), compute, device_of(model)).numpy().T
+        found = over_ranks(len(samples), compute, device_of(model), engine=engine).numpy().T
         score, zero, truncated, lengths, positions = found
         info = {
             "critical_rows": sum(len(s.rows) for s in slices.values()),
             "critical_columns": sum(len(s.columns) for s in slices.values()),
             "zero_slices": int(zero.sum()),
             "truncated": int(truncated.sum()),
-            **slices_work(model, lengths, positions, slices, unsafe, safe),
+            **slices_work(model, lengths, positions, slices, *self._references(prompts)),
         }
         return Scores(tuple(s.id for s in samples), score.copy(), {"zero_slices": zero.copy()}, info)
 
-    def _slices(self, model: Any, unsafe: list[Encoded], safe: list[Encoded]) -> dict[str, CriticalSlices]:
+    def _references(self, prompts: "_Prompts") -> tuple[list[Encoded], list[Encoded]]:
+        """The unsafe and the safe reference prompts, encoded."""
+        unsafe, safe = load_prompts(self.prompts)
+        return [prompts.encode(text)[0] for text in unsafe], [prompts.encode(text)[0] for text in safe]
+
+    def _slices(self, model: Any, prompts: "_Prompts") -> dict[str, CriticalSlices]:
+        unsafe, safe = self._references(prompts)
         layers = matrices(model)
         gaps = slice_gaps(model, layers, unsafe, safe)
         return critical_slices(model, layers, unsafe, self._critical(gaps))
@@ -172,7 +177,7 @@ def load_prompts(path: str | None = None) -> tuple[list[str], list[str]]:
     source = EMBEDDED / "gradsafe_prompts.json" if path is None else Path(path)
     try:
         found = json.loads(source.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(source, f"cannot be read: {error}") from error
     lists = []
     for field in ("unsafe", "safe"):

@@ -125,7 +125,8 @@ class Larf(Method):
             cosines, flags = self._read(model, tokenizer, pairs, engine, references=references)
             return torch.cat([cosines, flags], dim=1).double()
 
-        to_unsafe, to_safe, truncated, lengths = over_ranks(len(samples), compute, device_of(model)).numpy().T.copy()
+        columns = over_ranks(len(samples), compute, device_of(model), engine=engine).numpy().T.copy()
+        to_unsafe, to_safe, truncated, lengths = columns
         read = np.concatenate([lengths, of_unsafe[:, 1].numpy(), of_safe[:, 1].numpy()])
         score = to_unsafe - to_safe if self.direction == "bidirectional" else to_unsafe.copy()
         return Scores(

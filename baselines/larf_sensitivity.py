@@ -8,12 +8,12 @@ import torch
 
 from baselines.architecture import base_model, block_projections, blocks
 from baselines.method import Engine
-from eval.batching import token_budget_batches
 from eval.chat import ChatFormat
 from eval.errors import KeelBenchError
 from eval.flops import Shape, Work
 from eval.generation import generate_ids
 from eval.judges.refusal_keywords import refusal_phrase
+from eval.memory import fitting_batches
 
 
 @dataclass(frozen=True)
@@ -103,10 +103,13 @@ def _refusals(
     refused, written = [False] * len(jobs), [0] * len(jobs)
     # Equal probes lie next to each other in length order, so rows of one width share a batch and nothing is padded.
     lengths = [len(prompts[job.probe]) + max_new_tokens for job in jobs]
-    for batch in token_budget_batches(lengths, engine.tokens_per_batch):
+
+    def answer(batch: list[int]) -> list[list[int]]:
         rows = [jobs[i] for i in batch]
         with _scaled(model, rows):
-            outputs = generate_ids(model, [prompts[job.probe] for job in rows], max_new_tokens, stop, pad)
+            return generate_ids(model, [prompts[job.probe] for job in rows], max_new_tokens, stop, pad)
+
+    for batch, outputs in fitting_batches(lengths, engine.tokens_per_batch, answer, what="calibration"):
         for index, ids in zip(batch, outputs, strict=True):
             written[index] = next((n + 1 for n, token in enumerate(ids) if token in stop), len(ids))
             refused[index] = refusal_phrase(tokenizer.decode(ids, skip_special_tokens=True)) is not None

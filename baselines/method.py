@@ -2,11 +2,21 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from baselines.records import Sample, Scores
 from eval.errors import KeelBenchError, UnknownNameError
 from eval.generation import Steering
+
+
+class Parts(Protocol):
+    """Where a long scoring puts the rows it has computed, and finds those of an attempt that was stopped."""
+
+    def find(self, start: int, count: int) -> Any | None:
+        """The rows of samples start..start+count-1, a tensor [count, ...]; None where they are not there."""
+        ...
+
+    def keep(self, start: int, rows: Any) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +26,7 @@ class Engine:
     tokens_per_batch: int = 4096  # a batch's tokens, padding included
     max_length: int = 2048  # tokens of a conversation; longer ones are truncated (eval.chat), counted and reported
     on_progress: Callable[[int], None] = lambda done: None  # told how many samples were just finished
+    parts: Parts | None = None  # of a per-sample method in one process
 
 
 @dataclass(frozen=True, kw_only=True)

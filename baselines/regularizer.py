@@ -5,7 +5,7 @@ A regulariser and a method that filters can be combined (``method=larf regulariz
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
@@ -47,6 +47,10 @@ class Regularizer(ABC):
     def report(self) -> dict[str, Any]:
         """What it has to say after training, as JSON values."""
         return {}
+
+    def go_on_from(self, report: Mapping[str, Any]) -> None:
+        """Count on from what ``report`` said when a training, now taken up again, was stopped."""
+        return
 
 
 R = TypeVar("R", bound=type[Regularizer])

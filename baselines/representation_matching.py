@@ -62,7 +62,8 @@ class RepresentationMatching(Method):
             cosines, flags = self._states(model, chat, texts, engine, references)
             return torch.cat([cosines.amax(1, True), cosines.mean(1, True), flags], dim=1).double()
 
-        score, mean, truncated, lengths = over_ranks(len(samples), compute, device_of(model)).numpy().T
+        found = over_ranks(len(samples), compute, device_of(model), engine=engine).numpy().T
+        score, mean, truncated, lengths = found
         read = np.concatenate([lengths, of_references[:, 1].numpy()])
         info = {"references": len(references), "truncated": int(truncated.sum())}
         info |= states_work(model, read, len(blocks(model)))

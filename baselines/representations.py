@@ -18,9 +18,9 @@ import torch
 
 from baselines.architecture import base_model, blocks, decoder, device_of
 from baselines.method import Engine
-from eval.batching import token_budget_batches
 from eval.chat import Conversation
 from eval.errors import KeelBenchError
+from eval.memory import fitting_batches
 
 WINDOW = 2048  # sequences encoded, sorted and batched together
 CPU_TOKENS = 1024  # a batch's tokens on a CPU at most: more leave its caches and pad more (bench_larf: 13 % slower)
@@ -64,13 +64,22 @@ def read_states(
     budget = engine.tokens_per_batch
     if device_of(model).type == "cpu":
         budget = min(budget, CPU_TOKENS)
+
+    def shrink(fits: int) -> None:
+        nonlocal budget
+        budget = fits
+
     for start in range(0, count, WINDOW):
         window = range(start, min(start + WINDOW, count))
         encoded = [encode(i) for i in window]
         sequences = [np.asarray(ids[: position + 1], dtype=np.int64) for ids, position in encoded]
-        for batch in token_budget_batches([len(s) for s in sequences], budget):
+
+        def read(batch: list[int], sequences: list[np.ndarray] = sequences) -> torch.Tensor:
             rows = [sequences[i] for i in batch]
-            states = _read_packed(model, rows, layers) if packing else _read_padded(model, rows, layers)
+            return _read_packed(model, rows, layers) if packing else _read_padded(model, rows, layers)
+
+        lengths = [len(s) for s in sequences]
+        for batch, states in fitting_batches(lengths, budget, read, what="scoring", on_shrink=shrink):
             yield Readings([start + i for i in batch], states)
             engine.on_progress(len(batch))
 

@@ -72,7 +72,9 @@ def _pubmedqa(path: object, line: int, row: dict[str, Any]) -> Fields:
     task's answer, and goes on with the abstract's conclusion."""
     authors = "QUESTION" in row
     get = _getter(path, line, row)
-    context = row.get("CONTEXTS") if authors else (row.get("context") or {}).get("contexts")
+    context = row.get("CONTEXTS") if authors else row.get("context")
+    if isinstance(context, dict):
+        context = context.get("contexts")
     if not isinstance(context, list) or not all(isinstance(part, str) for part in context):
         raise DataError(path, "expected a list of texts", line, "CONTEXTS" if authors else "context.contexts")
     decision = get("final_decision").strip().lower()

@@ -1,6 +1,7 @@
 """VCL: the variance concentration loss (Residual Stream Analysis of Overfitting, NeurIPS 2025, arXiv 2603.13318)."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -156,6 +157,13 @@ class Vcl(Regularizer):
             "first_ratio": None if seen.first is None else float(seen.first),
             "last_ratio": None if seen.last is None else float(seen.last),
         }
+
+    def go_on_from(self, report: Mapping[str, Any]) -> None:
+        seen: _Seen = self._seen  # type: ignore[attr-defined]
+        seen.batches, seen.without_signal = report["batches"], report["batches_without_signal"]
+        first, last = report["first_ratio"], report["last_ratio"]
+        seen.first = None if first is None else torch.tensor(first)
+        seen.last = None if last is None else torch.tensor(last)
 
 
 class _Seen:

@@ -16,11 +16,11 @@ from baselines.method import Engine, Method
 from baselines.registry import register
 from baselines.representations import read_states
 from baselines.samples import load_samples
-from eval.batching import token_budget_batches
 from eval.chat import ChatFormat
 from eval.errors import CapacityError, KeelBenchError
 from eval.generation import generate_ids
 from eval.judges.refusal_keywords import refusal_phrase
+from eval.memory import fitting_batches
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +158,12 @@ def count_refusals(
     chat = ChatFormat(tokenizer)
     encoded, stop = [chat.prompt_ids(text) for text in prompts], chat.stop_ids(base_model(model))
     refused = 0
-    for batch in token_budget_batches([len(ids) + max_new_tokens for ids in encoded], engine.tokens_per_batch):
-        for ids in generate_ids(model, [encoded[i] for i in batch], max_new_tokens, stop, stop[0]):
+
+    def answer(batch: list[int]) -> list[list[int]]:
+        return generate_ids(model, [encoded[i] for i in batch], max_new_tokens, stop, stop[0])
+
+    lengths = [len(ids) + max_new_tokens for ids in encoded]
+    for _, answers in fitting_batches(lengths, engine.tokens_per_batch, answer, what="probing"):
+        for ids in answers:
             refused += refusal_phrase(tokenizer.decode(ids, skip_special_tokens=True)) is not None
     return refused

@@ -1,6 +1,5 @@
 """Benchmarks as lists of prompts, each read from one file whose count is checked."""
 
-import csv
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -9,7 +8,7 @@ from typing import Any
 
 from eval.errors import DataError
 from eval.records import Expected, Prompt, content_id
-from eval.tables import read_rows, text_field
+from eval.tables import delimited, read_rows, text_field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,16 +54,16 @@ def _category_files(spec: BenchmarkSpec, folder: Path) -> Iterator[tuple[int, di
         raise DataError(folder, "no .csv file in this folder")
     number = 0
     for file in files:
-        with file.open(encoding="utf-8-sig", newline="") as handle:
-            for row in csv.reader(handle):
-                if len(row) != 1:
-                    raise DataError(
-                        file,
-                        f"expected one prompt a row and no header, found {len(row)} columns; "
-                        f"a file with named columns goes by benchmark.{spec.name}.path",
-                    )
-                number += 1
-                yield number, {spec.prompt_column: row[0], spec.category_column or "category": file.stem}
+        for line, row in delimited(file, ","):
+            if len(row) != 1:
+                raise DataError(
+                    file,
+                    f"expected one prompt a row and no header, found {len(row)} columns; "
+                    f"a file with named columns goes by benchmark.{spec.name}.path",
+                    line,
+                )
+            number += 1
+            yield number, {spec.prompt_column: row[0], spec.category_column or "category": file.stem}
 
 
 def prompts_from_rows(spec: BenchmarkSpec, rows: Iterable[tuple[int, dict[str, Any]]], path: object) -> list[Prompt]:

@@ -1,11 +1,11 @@
 """Greedy completions with transformers: length-sorted, left-padded batches under a token budget."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from eval.batching import token_budget_batches
 from eval.chat import ChatFormat
 from eval.errors import CapacityError
+from eval.memory import fitting_batches
 from eval.records import Completion, Prompt
 
 # (texts of a batch's prompts, new tokens at most) -> a transformers LogitsProcessor for that batch alone
@@ -22,8 +22,13 @@ def generate(
     system: str | None = None,
     steering: Steering | None = None,
     on_batch: Callable[[int], None] = lambda done: None,
+    kept: Mapping[str, Completion] | None = None,
+    keep: Callable[[Sequence[Completion]], None] = lambda done: None,
 ) -> list[Completion]:
     """One greedy completion a prompt, in the prompts' order.
+
+    The batches are the same whatever was ``kept`` of an earlier attempt; of each only what is missing is generated, so
+    that an attempt stopped between two batches ends with the completions of one that was not.
 
     Args:
         model: a causal language model in evaluation mode; moved nowhere, cast to nothing.
@@ -32,21 +37,32 @@ def generate(
         system: a system turn; None leaves the template's own default.
         steering: what changes the logits that each batch's tokens are chosen by; None = nothing.
         on_batch: told after each batch how many prompts it finished.
+        kept: completions there are already, by prompt id.
+        keep: given each batch's completions.
 
     Raises:
-        CapacityError: a prompt and its answer do not fit the model's context.
+        CapacityError: a prompt and its answer do not fit the model's context, or the memory.
     """
     chat = ChatFormat(tokenizer)
     encoded = encode(chat, prompts, system, max_new_tokens, getattr(model.config, "max_position_embeddings", None))
     stop = chat.stop_ids(model)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop[0]
-    completions: dict[int, Completion] = {}
+    known = kept or {}
+    completions = {i: known[p.id] for i, p in enumerate(prompts) if p.id in known}
     lengths = [len(ids) + max_new_tokens for ids in encoded]
-    for batch in token_budget_batches(lengths, tokens_per_batch):
-        steered = None if steering is None else steering([prompts[i].text for i in batch], max_new_tokens)
-        new_ids = generate_ids(model, [encoded[i] for i in batch], max_new_tokens, stop, pad, steered)
-        for index, ids in zip(batch, new_ids, strict=True):
-            completions[index] = completion(tokenizer, prompts[index], ids, stop)
+
+    def answer(batch: list[int]) -> list[Completion]:
+        missing = [i for i in batch if i not in completions]
+        if not missing:
+            return []
+        steered = None if steering is None else steering([prompts[i].text for i in missing], max_new_tokens)
+        new_ids = generate_ids(model, [encoded[i] for i in missing], max_new_tokens, stop, pad, steered)
+        return [completion(tokenizer, prompts[i], ids, stop) for i, ids in zip(missing, new_ids, strict=True)]
+
+    for batch, fresh in fitting_batches(lengths, tokens_per_batch, answer, what="generation"):
+        completions |= dict(zip([i for i in batch if i not in completions], fresh, strict=True))
+        if fresh:
+            keep(fresh)
         on_batch(len(batch))
     return [completions[i] for i in range(len(prompts))]
 

@@ -47,6 +47,24 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield from _delimited_rows(path, text, "\t" if ending[0] == ".tsv" else ",")
 
 
+def delimited(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield ``(line, fields)`` of a file without a header; the line is the one where the row ends.
+
+    Raises:
+        DataError: no such file, unreadable bytes, a row that does not parse.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(path, f"cannot be read: {error}") from error
+    reader = csv.reader(io.StringIO(_decode(path, data), newline=""), delimiter=delimiter, strict=True)
+    try:
+        for row in reader:
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise DataError(path, f"not valid CSV: {error}", reader.line_num) from error
+
+
 def _decode(path: Path, data: bytes) -> str:
     try:
         return data.decode("utf-8-sig")

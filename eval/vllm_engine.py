@@ -15,6 +15,7 @@ from eval.chat import ChatFormat, generation_config
 from eval.errors import CapacityError, KeelBenchError
 from eval.generation import completion, encode
 from eval.records import Completion, Prompt
+from eval.watchdog import Watchdog
 
 CPU_KV_CACHE_GIB = 2.0
 SHUTDOWN_SECONDS = 30.0  # for the engine to leave by itself; then it is killed
@@ -86,8 +87,10 @@ class VllmEngine:
                 "max_lora_rank": max(map(_max_rank, adapters)),
                 "lora_target_modules": _target_modules(adapters),
             }
+        self._engine: Any = None
+        self._watchdog = Watchdog().__enter__()
         try:
-            self._engine: Any = LLM(
+            self._engine = LLM(
                 model=str(folder),
                 dtype=dtype,
                 max_model_len=self.context,
@@ -106,6 +109,9 @@ class VllmEngine:
         except (ValueError, RuntimeError, NotImplementedError) as error:
             hint = " With backend.merge_adapter=true it needs no LoRA support." if adapters else ""
             raise KeelBenchError(f"vLLM cannot start: {error}.{hint}") from error
+        finally:
+            if self._engine is None:
+                self._watchdog.__exit__(None, None, None)
 
     def generate(
         self,
@@ -167,7 +173,10 @@ class VllmEngine:
         """Stop the engine and its processes; further calls do nothing."""
         if self._engine is not None:
             engine, self._engine = self._engine, None
-            engine.llm_engine.engine_core.shutdown(timeout=SHUTDOWN_SECONDS)
+            try:
+                engine.llm_engine.engine_core.shutdown(timeout=SHUTDOWN_SECONDS)
+            finally:
+                self._watchdog.__exit__(None, None, None)
 
     def __enter__(self) -> "VllmEngine":
         return self

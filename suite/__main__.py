@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from suite.entry import enter
 from suite.experiments import entry_point, named, names
 from suite.paths import conf_dir
+from suite.preflight.start import before_run
 from suite.sweep import job, summarise
 
 
@@ -23,15 +24,15 @@ def _hydra(config: DictConfig) -> None:
 
 
 def main() -> int:
-    """Exit status: 0, or 1 where any run failed, or 2 where the command line was wrong. An experiment of another entry
-    point (FlowLens's, say) is handed to it."""
+    """Exit status: 0, 1 where a run failed or a check before the first did, 2 where the command line was wrong. An
+    experiment of another entry point (FlowLens's, say) is handed to it."""
     name = named(sys.argv[1:])
     if name in names() and (other := entry_point(name)) != "suite":
         found = importlib.import_module(other)
         module = importlib.import_module(f"{other}.__main__") if hasattr(found, "__path__") else found
         status: int = module.main()
         return status
-    return enter(_hydra, summarise)
+    return enter(_hydra, summarise, preflight=before_run)
 
 
 if __name__ == "__main__":

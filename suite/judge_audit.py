@@ -28,9 +28,13 @@ def _work(values: dict[str, Any], folder: Path, sweep: str) -> str:
     return run(audit_plan(values), folder)
 
 
+def _summarise(sweep: Path) -> bool:
+    return not told_failures(sweep)
+
+
 def main() -> int:
     """Exit status: 0, or 1 where the audit failed, or 2 where the command line was wrong."""
-    return enter(_hydra, lambda sweep: not told_failures(sweep))
+    return enter(_hydra, _summarise)
 
 
 if __name__ == "__main__":

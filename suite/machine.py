@@ -1,12 +1,14 @@
 """The process: its memory, and the settings that make torch fast on a CPU."""
 
 import ctypes
+import os
 import platform
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # mallopt's parameters (glibc's malloc.h), and their defaults:
 _DEFAULT_TRIM_THRESHOLD, _DEFAULT_MMAP_MAX = 128 * 1024, 65536
@@ -33,6 +35,36 @@ def kept_memory() -> Iterator[None]:
         libc.mallopt(_MMAP_MAX, _DEFAULT_MMAP_MAX)
         libc.mallopt(_TRIM_THRESHOLD, _DEFAULT_TRIM_THRESHOLD)
         libc.malloc_trim(0)
+
+
+def process_start(pid: int) -> str | None:
+    """When process ``pid`` of this machine started, by the kernel's clock since boot; None where there is none, or only
+    what is left of a killed one until its parent asks. A number that is given to another process later starts at
+    another time. Where there is no /proc: "" for every process there is."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except FileNotFoundError:
+        if Path("/proc/self/stat").exists():
+            return None
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return None
+        except PermissionError:
+            pass
+        return ""
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else fields[19]
+
+
+def job_alive(status: Mapping[str, Any]) -> bool:
+    """Whether the process may be there still that wrote a job's ``status`` (pid, host, process_start); one on another
+    machine is taken to be."""
+    if status.get("host") != platform.node() or "pid" not in status:
+        return True
+    start = process_start(int(status["pid"]))
+    return start is not None and start == status.get("process_start", start)
 
 
 def restart_peaks() -> None:

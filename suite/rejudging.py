@@ -11,7 +11,7 @@ from eval.errors import KeelBenchError
 from eval.judges import Judge
 from eval.metrics import safety_rates
 from eval.records import Completion, Prompt, Verdict, Verdicts, as_rows
-from suite.cache import StageCache
+from suite.cache import StageCache, stage_and_key
 from suite.records import mean_columns, rate_columns, read_row, usage_columns
 from suite.results import means, metrics, show, show_mean
 from suite.stages.judging import judge_completions, judge_tag, score_means, total_usage
@@ -54,7 +54,7 @@ def stored_answers(run: Path, cache: StageCache) -> dict[str, Answered]:
         raise KeelBenchError(f"{run} is no finished run: it has no record.json or no completions.parquet")
     texts: dict[str, tuple[Completion, str]] = {}
     for stage in json.loads(row["stages"]):
-        name, key = stage.split("/")
+        name, key = stage_and_key(stage)
         if name == "completions":
             entry = cache.find(name, key)
             if entry is None:

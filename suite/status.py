@@ -7,7 +7,6 @@ python -m suite.status runs/2025-01-31_12-00-00 --watch
 import argparse
 import json
 import os
-import platform
 import sys
 import time
 from dataclasses import dataclass, field
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from eval.errors import KeelBenchError
+from suite.launchers.queue import QueueState, ask, merged, submitted
+from suite.machine import job_alive
 from suite.report.find import find_sweep
 from suite.report.load import overrides
 
@@ -26,7 +27,7 @@ class Job:
 
     name: str
     task: str
-    state: str  # finished, failed, running, gone (it was running, and its process is no more)
+    state: str  # finished, failed, running, waiting (in a queue), gone (it was running, and its process is no more)
     seconds: float
     last: str  # its error, or what it logged last
 
@@ -41,7 +42,7 @@ class Progress:
 
     @property
     def waiting(self) -> int | None:
-        return None if self.total is None else max(0, self.total - len(self.jobs))
+        return None if self.total is None else max(0, self.total - len(self.jobs)) + self.count("waiting")
 
     @property
     def seconds_left(self) -> float | None:
@@ -57,48 +58,43 @@ class Progress:
 
 
 def progress(sweep: Path, now: datetime | None = None) -> Progress:
-    """Read a sweep's folder; nothing in it is changed, and nothing asks the jobs.
+    """Read a sweep's folder, and ask Slurm where it has the jobs; nothing is changed, and nothing asks the jobs.
 
     Raises:
         KeelBenchError: no job has started there.
     """
     now = now or datetime.now(UTC)
+    handed = submitted(sweep)
+    ids = handed.jobs if handed else {}
+    queue = ask(ids.values()).jobs
     jobs = []
     for file in sorted(sweep.glob("*/status.json"), key=lambda f: (len(f.parent.name), f.parent.name)):
         try:
             status = json.loads(file.read_text())
         except (OSError, ValueError):  # being written at this moment
             continue
-        jobs.append(_job(file.parent, status, now))
+        jobs.append(_job(file.parent, status, now, queue.get(ids.get(file.parent.name, ""))))
     if not jobs:
         raise KeelBenchError(f"no job has started under {sweep}")
     return Progress(jobs, _total(sweep) if (sweep / "multirun.yaml").is_file() else len(jobs))
 
 
-def _job(folder: Path, status: dict[str, Any], now: datetime) -> Job:
-    state = str(status.get("state", "unknown"))
+def _job(folder: Path, status: dict[str, Any], now: datetime, queue: QueueState | None = None) -> Job:
+    recorded = str(status.get("state", "unknown"))
+    state = merged(recorded, queue)
     written = datetime.fromisoformat(status["time"]) if "time" in status else now
     started = datetime.fromisoformat(status["started"]) if "started" in status else written
-    if state == "running" and not _alive(status):
+    if state in ("running", "waiting") and queue is None and not job_alive(status):
         state = "gone"
     end = now if state == "running" else written
-    last = str(status.get("error", "")).split("\n")[0] if state == "failed" else ""
+    last = str(status.get("error", "")).split("\n")[0] if state in ("failed", "waiting") else ""
+    if queue is not None and state == "waiting":
+        last = ": ".join(filter(None, (queue.reason, last)))
+    elif queue is not None and state == "failed" and recorded != "failed":
+        last = f"Slurm: {queue.name}"  # it ended without a word
     if state in ("running", "gone"):
         last = _last_line(folder / "keelbench.log")
     return Job(folder.name, str(status.get("task", "")), state, max(0.0, (end - started).total_seconds()), last)
-
-
-def _alive(status: dict[str, Any]) -> bool:
-    """Whether a job's process may be there still; one on another machine is taken to be."""
-    if status.get("host") != platform.node() or "pid" not in status:
-        return True
-    try:
-        os.kill(int(status["pid"]), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def _last_line(log: Path) -> str:
@@ -167,7 +163,7 @@ def main() -> int:
     options = parser.parse_args()
     runs = Path(os.environ.get("SUITE_RUNS", "runs"))
     try:
-        sweep = find_sweep(options.sweep, runs) if options.sweep else _latest(runs)
+        sweep = find_sweep(options.sweep, runs) if options.sweep else latest(runs)
         while True:
             found = progress(sweep)
             show(sweep, found)
@@ -182,7 +178,7 @@ def main() -> int:
     return 1 if found.count("failed") or found.count("gone") else 0
 
 
-def _latest(runs: Path) -> Path:
+def latest(runs: Path) -> Path:
     """The newest sweep, a finished run in it or not."""
     sweeps = sorted({f.parent.parent for f in runs.glob("*/*/status.json")})
     if not sweeps:

@@ -53,7 +53,7 @@ class Tracker:
 
     def __enter__(self) -> "Tracker":
         self._trap_sigterm()
-        self._mode = _resolve(self.spec.mode)
+        self._mode = resolve_mode(self.spec.mode)
         if self._mode != "disabled":
             self._guard("starting", lambda: self._start(self._mode))
             if self._broken and self._mode == "online":
@@ -216,7 +216,7 @@ def _mark_synced(run: Any) -> None:
         file.with_suffix(SYNCED).touch()
 
 
-def _resolve(mode: str) -> Any:
+def resolve_mode(mode: str) -> Any:
     """``auto`` is online where the user is already logged in, else offline; nobody is ever asked to log in."""
     if mode != "auto":
         return mode

@@ -11,6 +11,7 @@ process's.
 """
 
 import contextlib
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,15 +21,17 @@ from typing import Any, Literal
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.helpers import disable_input_dtype_casting
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
 from baselines.architecture import blocks, device_of
 from baselines.losses import IGNORE, Batch, Supervised, supervised_forward
 from baselines.records import Sample
 from eval.batching import token_budget_batches
 from eval.chat import ChatFormat
-from eval.errors import KeelBenchError
+from eval.errors import CapacityError, KeelBenchError
 from eval.flops import Shape
+from eval.memory import Gradients, fitting_batches, out_of_memory
+from suite.checkpointing import Checkpoints, ResumableTrainer, WriteCheckpoints
 from suite.machine import kept_memory
 from suite.plan import LoraRecipe, Recipe
 from suite.training_data import (
@@ -39,6 +42,8 @@ from suite.training_data import (
     padding_pass,
     supervised_rows,
 )
+
+log = logging.getLogger(__name__)
 
 AuxiliaryLoss = Callable[[Any, Batch, Supervised], torch.Tensor]
 
@@ -88,6 +93,7 @@ def fine_tune(
     compute_dtype: torch.dtype | None = None,
     device: torch.device | None = None,
     sharding: Literal["none", "full"] = "none",
+    checkpoints: Checkpoints | None = None,
 ) -> TrainingLog:
     """Train ``model``'s trainable parameters in place.
 
@@ -104,10 +110,14 @@ def fine_tune(
         device: where this process computes; None = where the model is. Differs from it only where FSDP brings the
             model's shards there.
         sharding: "full" shards the weights, gradients and optimiser state over the processes (FSDP2).
+        checkpoints: where the state is kept as the training goes on, and from where it goes on if it was stopped: on a
+            CPU to the same adapter, bit for bit. Of one process only.
 
     Raises:
+        CapacityError: a single conversation does not fit the memory, or a pass that must stay whole. (Of several
+            processes, one that runs out of memory dies: the others could not follow it in splitting its passes.)
         KeelBenchError: no sample, a loss that is not finite, a step that the processes cannot share evenly, or an
-            auxiliary loss whose passes they would split.
+            auxiliary loss or checkpoints with several of them.
     """
     if not samples:
         raise KeelBenchError("nothing to fine-tune on: the selection is empty")
@@ -116,11 +126,8 @@ def fine_tune(
     rows = supervised_rows(conversations)
     on_cpu = (device or device_of(model)).type == "cpu"
     shares = StepShares.of(recipe.batch_size, recipe.accumulation, _processes())
-    if auxiliary_loss is not None and shares.rows_a_pass != recipe.batch_size:
-        raise KeelBenchError(
-            f"a regulariser is a function of a whole forward pass: train.accumulation={recipe.accumulation} must be a "
-            f"multiple of compute.training_processes={shares.processes}"
-        )
+    if shares.processes > 1 and (auxiliary_loss is not None or checkpoints is not None):
+        raise KeelBenchError("a regulariser, and a training that can go on, need compute.training_processes=1")
     steps = math.ceil(len(rows) / shares.step_size) * recipe.epochs
     arguments = TrainingArguments(
         output_dir=str(work_dir),
@@ -157,21 +164,32 @@ def fine_tune(
         # accelerate shards where this says so, and for several CPUs it does not; the rest works on gloo as it is.
         arguments.distributed_state._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     trainer = _ResponseTrainer(
-        model=_Supervision(model, hidden_states),
+        model=model if shares.processes == 1 else _Supervision(model),
         args=arguments,
-        train_dataset=[*rows, PADDING_ROW],
+        train_dataset=rows if shares.processes == 1 else [*rows, PADDING_ROW],
         data_collator=collate_rows,
         callbacks=[_Progress(on_step)],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.auxiliary_loss, trainer.shares, trainer.n_rows = auxiliary_loss, shares, len(rows)
+    trainer.auxiliary_loss, trainer.hidden_states = auxiliary_loss, hidden_states
+    trainer.shares, trainer.n_rows = shares, len(rows)
     trainer.tokens_per_pass = tokens_per_pass if auxiliary_loss is None else None
     trainer.compute_dtype = compute_dtype or _half(model)
+    resumed = None
+    if checkpoints is not None:
+        callback = WriteCheckpoints(checkpoints)
+        callback.trainer = trainer
+        trainer.add_callback(callback)
+        trainer.goes_on_from = checkpoints.latest()
+        if trainer.goes_on_from is not None:
+            log.info("fine-tuning goes on after step %d of %d", trainer.goes_on_from.step, steps)
+            checkpoints.restore(trainer.goes_on_from.header["report"])
+            resumed = trainer.goes_on_from.place(work_dir / "resumed")
     with (
         kept_memory() if on_cpu else contextlib.nullcontext(),
         disable_input_dtype_casting(model, active=trainer.compute_dtype is not None),
     ):
-        trainer.train()
+        trainer.train(resume_from_checkpoint=resumed)
     if sharding == "full" and not any(hasattr(p, "full_tensor") for p in model.parameters()):
         raise KeelBenchError("compute.training_sharding=full: accelerate left the weights whole on this machine")
     curve = [
@@ -210,19 +228,18 @@ class _Supervision(torch.nn.Module):
     """The model and its loss's forward pass as one module: what DDP and FSDP wrap, so that their hooks see the pass.
     Tensors in and out, which is where the hooks are put."""
 
-    def __init__(self, model: Any, hidden_states: bool):
+    def __init__(self, model: Any):
         super().__init__()
-        self.model, self.hidden_states = model, hidden_states
-        if hasattr(model, "hf_device_map"):
-            self.hf_device_map = model.hf_device_map  # tells the Trainer to leave the weights where they are
+        self.model = model
 
     def forward(self, ids: torch.Tensor, labels: torch.Tensor, lengths: torch.Tensor) -> tuple[Any, ...]:
-        out = supervised_forward(self.model, Batch(ids, labels, lengths), hidden_states=self.hidden_states)
-        return out.logits, out.targets, out.rows, out.hidden_states
+        out = supervised_forward(self.model, Batch(ids, labels, lengths))
+        return out.logits, out.targets, out.rows
 
 
-class _ResponseTrainer(Trainer):
+class _ResponseTrainer(ResumableTrainer):
     auxiliary_loss: AuxiliaryLoss | None = None
+    hidden_states = False
     tokens_per_pass: int | None = None
     compute_dtype: torch.dtype | None = None
     shares: StepShares
@@ -235,18 +252,47 @@ class _ResponseTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        """One forward pass and its gradient, in as many parts as the token budget asks for; the losses add up."""
+        """One forward pass and its gradient, in as many parts as the token budget and the memory ask for; the losses
+        add up."""
+        if self.shares.processes > 1:
+            return self._shared_step(model, inputs, num_items_in_batch)
+        step = super().training_step
+        lengths = inputs["lengths"].tolist()
+        if self.auxiliary_loss is not None:
+            try:
+                return step(model, inputs, num_items_in_batch)
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+            raise CapacityError(
+                f"fine-tuning: out of memory with {len(lengths)} conversations of {max(lengths)} tokens at most. "
+                "The regulariser reads a forward pass as a whole, so it cannot be split: lower train.batch_size and "
+                "raise train.accumulation, or lower train.max_length"
+            )
+        before = Gradients(p for p in model.parameters() if p.requires_grad)
+
+        def part_of_pass(part: list[int]) -> torch.Tensor:
+            before.note()
+            return step(model, _rows(inputs, part), num_items_in_batch)
+
+        budget = self.tokens_per_pass or len(lengths) * max(lengths)
+        parts = fitting_batches(
+            lengths, budget, part_of_pass, what="fine-tuning", undo=before.restore, on_shrink=self._shrink
+        )
+        return torch.stack([loss for _, loss in parts]).sum()
+
+    def _shrink(self, budget: int) -> None:
+        self.tokens_per_pass = budget
+
+    def _shared_step(self, model: Any, inputs: Any, num_items_in_batch: Any) -> torch.Tensor:
+        """This process's share of a pass: as many parts as the process that needs most of them has."""
+        step = super().training_step
         if self.tokens_per_pass is None:
-            return super().training_step(model, inputs, num_items_in_batch)
+            return step(model, inputs, num_items_in_batch)
         parts = token_budget_batches(inputs["lengths"].tolist(), self.tokens_per_pass)
-        padding = self._most(len(parts)) - len(parts)
-        losses = []
-        for part in parts:
-            width = max(1, int(inputs["lengths"][part].max()))
-            rows = {k: v[part] if k == "lengths" else v[part, :width] for k, v in inputs.items()}
-            losses.append(super().training_step(model, rows, num_items_in_batch))
-        for _ in range(padding):
-            losses.append(super().training_step(model, padding_pass(), num_items_in_batch))
+        losses = [step(model, _rows(inputs, part), num_items_in_batch) for part in parts]
+        for _ in range(self._most(len(parts)) - len(parts)):
+            losses.append(step(model, padding_pass(), num_items_in_batch))
         return torch.stack(losses).sum()
 
     def _most(self, parts: int) -> int:
@@ -263,20 +309,15 @@ class _ResponseTrainer(Trainer):
         # Under autocast base layers and float32 adapters both compute in the base's dtype. One context a pass: autocast
         # keeps its copies of the adapters until it ends, and must not outlive an optimiser step.
         with torch.autocast(batch.ids.device.type, dtype) if dtype else contextlib.nullcontext():
-            logits, targets, rows, states = model(batch.ids, batch.labels, batch.lengths)
-        out = Supervised(logits, targets, rows, len(batch.ids), states)
+            if self.shares.processes > 1:
+                out = Supervised(*model(batch.ids, batch.labels, batch.lengths), len(batch.ids), None)
+            else:
+                out = supervised_forward(model, batch, hidden_states=self.hidden_states)
         loss = out.token_losses().sum() / num_items_in_batch
-        if self.auxiliary_loss is not None and bool((batch.lengths > 0).any()):
+        if self.auxiliary_loss is not None:
             # A regulariser has one value a forward pass; the step's is their mean.
-            loss = loss + self.auxiliary_loss(_inner(model), batch, out) / self._passes_of_step()
+            loss = loss + self.auxiliary_loss(model, batch, out) / self.current_gradient_accumulation_steps
         return loss * self.shares.processes  # gradients and logged losses are averaged over the processes
-
-    def _passes_of_step(self) -> int:
-        """Forward passes with rows in this optimiser step, all processes' together; the epoch's last may have fewer."""
-        step = self.state.global_step % math.ceil(self.n_rows / self.shares.step_size)
-        return math.ceil(
-            min(self.shares.step_size, self.n_rows - step * self.shares.step_size) / self.shares.rows_a_pass
-        )
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler:
         lengths = [len(row["input_ids"]) for row in self.train_dataset][: self.n_rows]
@@ -285,9 +326,10 @@ class _ResponseTrainer(Trainer):
         return StepSortedSampler(lengths, self.shares.step_size, self.args.seed, multiple)
 
 
-def _inner(model: Any) -> Any:
-    """The model within ``_Supervision``, within DDP or not."""
-    return (model.module if hasattr(model, "module") else model).model
+def _rows(inputs: Any, part: list[int]) -> dict[str, torch.Tensor]:
+    """Some rows of a pass, as wide as the longest of them."""
+    width = max(1, int(inputs["lengths"][part].max()))
+    return {k: v[part] if k == "lengths" else v[part, :width] for k, v in inputs.items()}
 
 
 class _Progress(TrainerCallback):

@@ -25,7 +25,7 @@ from eval.errors import KeelBenchError
 from eval.judges import Judge
 from eval.metrics import safety_rates
 from eval.records import Completion, Prompt, Verdict
-from suite.cache import MANIFEST, file_sha256
+from suite.cache import MANIFEST, file_sha256, stage_and_key
 from suite.judge_again import judge_again
 from suite.records import mean_columns
 from suite.report.find import find_sweep
@@ -134,9 +134,9 @@ def _from_cache(run: Run, cache: Path) -> tuple[dict[str, Completion], dict[str,
     completions: dict[str, Completion] = {}
     verdicts: dict[str, Verdict] = {}
     for stage in run.stages:
-        kind = stage.split("/")[0]
+        kind, key = stage_and_key(stage)
         if kind in ("completions", "verdicts"):
-            rows = _rows(cache / stage, f"{kind}.parquet")
+            rows = _rows(cache / kind / key, f"{kind}.parquet")
             if kind == "completions":
                 completions |= {r["prompt_id"]: Completion(**r) for r in rows}
             else:

@@ -16,8 +16,8 @@ from baselines.architecture import base_model, device_of
 from baselines.gradients.prefix import shared_prefix
 from baselines.losses import IGNORE, Batch, collate, supervised_forward
 from baselines.method import Engine
-from eval.batching import token_budget_batches
 from eval.errors import KeelBenchError
+from eval.memory import fitting_batches
 
 WINDOW = 2048  # samples encoded, sorted and batched together
 CPU_TOKENS = (
@@ -89,15 +89,30 @@ def trainable_layers(model: Any) -> list[Layer]:
     return layers
 
 
-def batches(
-    count: int, encode: Callable[[int], Encoded], device: torch.device, engine: Engine
-) -> Iterator[tuple[list[int], Batch]]:
-    """``(indices, batch)`` over ``count`` samples: windows sorted by length, batches under the token budget."""
+def over_batches(
+    count: int,
+    encode: Callable[[int], Encoded],
+    work: Callable[[list[int], Batch], torch.Tensor],
+    device: torch.device,
+    engine: Engine,
+) -> Iterator[tuple[list[int], torch.Tensor]]:
+    """``(indices, work(indices, batch))`` over ``count`` samples: windows sorted by length, batches under the token
+    budget, and under less where that does not fit the memory."""
     budget = min(engine.tokens_per_batch, CPU_TOKENS) if device.type == "cpu" else engine.tokens_per_batch
+
+    def shrink(fits: int) -> None:
+        nonlocal budget
+        budget = fits
+
     for start in range(0, count, WINDOW):
         items = [encode(i) for i in range(start, min(start + WINDOW, count))]
-        for chosen in token_budget_batches([len(ids) for ids, _ in items], budget):
-            yield [start + i for i in chosen], collate([items[i] for i in chosen])
+
+        def run(chosen: list[int], items: list[Encoded] = items, start: int = start) -> torch.Tensor:
+            return work([start + i for i in chosen], collate([items[i] for i in chosen]))
+
+        lengths = [len(ids) for ids, _ in items]
+        for chosen, result in fitting_batches(lengths, budget, run, what="scoring", on_shrink=shrink):
+            yield [start + i for i in chosen], result
             engine.on_progress(len(chosen))
 
 

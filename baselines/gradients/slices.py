@@ -16,13 +16,13 @@ from baselines.gradients.arithmetic import float32_arithmetic
 from baselines.gradients.capture import (
     Encoded,
     Layer,
-    batches,
     check_finite,
     observe_backward,
+    over_batches,
     trainable_layers,
 )
 from baselines.gradients.contractions import BLOCK
-from baselines.losses import collate
+from baselines.losses import Batch, collate
 from baselines.method import Engine
 from eval.errors import KeelBenchError
 
@@ -141,7 +141,8 @@ def slice_cosines(
     layers = [layer for layer in trainable_layers(model) if layer.name in slices]
     total = sum(map(len, slices.values()))
     out = torch.zeros(count, 2, dtype=torch.float64)
-    for indices, batch in batches(count, encode, device_of(model), engine):
+
+    def cosines(indices: list[int], batch: Batch) -> torch.Tensor:
         names = [name(i) for i in indices]
         sums = torch.zeros(len(indices), 2, device=device_of(model))
 
@@ -154,7 +155,10 @@ def slice_cosines(
 
         check_finite(observe_backward(model, batch, layers, visit), names, "loss")
         check_finite(sums, names, "gradient")
-        out[indices] = sums.double().cpu()
+        return sums.double().cpu()
+
+    for indices, found in over_batches(count, encode, cosines, device_of(model), engine):
+        out[indices] = found
     out[:, 0] /= total
     return out
 

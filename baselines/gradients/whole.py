@@ -10,10 +10,10 @@ from baselines.architecture import base_model, device_of
 from baselines.gradients.capture import (
     Encoded,
     Layer,
-    batches,
     check_finite,
     loss_scale,
     observe_backward,
+    over_batches,
     trainable_layers,
 )
 from baselines.gradients.contractions import (
@@ -24,9 +24,10 @@ from baselines.gradients.contractions import (
     norm_gradients,
     tied_cross_term,
 )
-from baselines.losses import collate, supervised_forward
+from baselines.losses import Batch, collate, supervised_forward
 from baselines.method import Engine
 from eval.batching import token_budget_batches
+from eval.memory import with_less
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,8 @@ def gradient_terms(
     layers = trainable_layers(model)
     width = 0 if references is None else references.count
     out = torch.zeros(count, width + 2, dtype=torch.float64)
-    for indices, batch in batches(count, encode, device_of(model), engine):
+
+    def terms_of(indices: list[int], batch: Batch) -> torch.Tensor:
         names = [name(i) for i in indices]
         visitor = _Terms(model, references, len(indices))
         losses = observe_backward(model, batch, layers, visitor)
@@ -89,7 +91,10 @@ def gradient_terms(
         terms = torch.cat([visitor.dots, visitor.squares[:, None], losses.to(visitor.dots)[:, None]], dim=1).cpu()
         check_finite(terms, names, "gradient")
         check_finite(1 / terms[:, width], names, "inverse of the gradient's norm")
-        out[indices] = terms.double()
+        return terms.double()
+
+    for indices, terms in over_batches(count, encode, terms_of, device_of(model), engine):
+        out[indices] = terms
     scale = loss_scale(model)
     dots = out[:, :width] / (scale * (1.0 if references is None else references.scale))
     return GradientTerms(dots, out[:, width].clamp(min=0).sqrt() / scale, out[:, width + 1])
@@ -173,6 +178,11 @@ def reference_gradients(
 
         return hook
 
+    def undo() -> None:
+        for name, parameter in parameters.items():
+            gradients[name][current].zero_()
+            parameter.grad = None
+
     try:
         root.eval()
         for name, parameter in parameters.items():
@@ -181,12 +191,16 @@ def reference_gradients(
         for number, row in enumerate(weights):
             current = number
             chosen = [j for j in range(len(items)) if row[j] != 0]
-            for places in token_budget_batches([len(items[j][0]) for j in chosen], engine.tokens_per_batch):
-                members = [chosen[p] for p in places]
-                batch = collate([items[j] for j in members]).to(device_of(model))
-                with torch.enable_grad():
-                    losses = supervised_forward(model, batch).sequence_losses()
-                    (losses * row[members].to(losses) * scale).sum().backward()  # type: ignore[no-untyped-call]
+
+            def one(budget: int, row: torch.Tensor = row, chosen: list[int] = chosen) -> None:
+                for places in token_budget_batches([len(items[j][0]) for j in chosen], budget):
+                    members = [chosen[p] for p in places]
+                    batch = collate([items[j] for j in members]).to(device_of(model))
+                    with torch.enable_grad():
+                        losses = supervised_forward(model, batch).sequence_losses()
+                        (losses * row[members].to(losses) * scale).sum().backward()  # type: ignore[no-untyped-call]
+
+            with_less(one, engine.tokens_per_batch, what="references", undo=undo)
     finally:
         for handle in handles:
             handle.remove()

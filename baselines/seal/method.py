@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -20,7 +21,9 @@ from baselines.samples import load_samples
 from baselines.seal.data import PAIRINGS, TEMPLATES, Encoded, encode
 from baselines.seal.state import load_selector, save_selector
 from baselines.seal.training import SELECTORS, Bilevel, Progress, Recipe, fresh_adapters, selector_weights
-from eval.errors import KeelBenchError
+from eval.errors import DataError, KeelBenchError
+
+log = logging.getLogger(__name__)
 
 CURVE_POINTS = 200  # of the reported loss curve, at most
 
@@ -146,7 +149,10 @@ class Seal(Method):
         with fresh_adapters(model, **shape, seed=seed) as (wrapped, adapters):
             bilevel = Bilevel(wrapped, adapters, data, safe, self.recipe(seed))
             if checkpoint is not None and checkpoint.is_file():
-                bilevel.restore(checkpoint)
+                try:
+                    bilevel.restore(checkpoint)
+                except DataError as error:
+                    log.warning("seal: %s; the selector is learnt from the start", error)
             bilevel.run(
                 engine.tokens_per_batch,
                 checkpoint=checkpoint,

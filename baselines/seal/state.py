@@ -4,6 +4,7 @@ A selector file is what a learnt selector comes down to, one logit a sample id. 
 that learnt it, so a selector learnt on a small model serves a large one (the paper's transfer between models).
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from safetensors.torch import save_file
 from baselines.records import FloatArray
 from eval.errors import DataError
 
+_CHECKSUM = "sha256"
 _HEADER = "keelbench"  # the key of the JSON text in safetensors' string metadata
 
 
@@ -26,8 +28,10 @@ def write_state(path: Path, tensors: Mapping[str, torch.Tensor], header: Mapping
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(header)
+    metadata = {_HEADER: text, _CHECKSUM: _checksum(plain, text)}
     try:
-        save_file(plain, str(partial), metadata={_HEADER: json.dumps(header)})
+        save_file(plain, str(partial), metadata=metadata)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -37,23 +41,34 @@ def read_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """What ``write_state`` wrote.
 
     Raises:
-        DataError: no such file, no safetensors, or not one of SEAL's.
+        DataError: no such file, no safetensors, damaged, or not one of SEAL's.
     """
     if not path.is_file():
         raise DataError(path, "no such file")
     try:
         with safe_open(str(path), framework="pt") as handle:
-            text = (handle.metadata() or {}).get(_HEADER)
+            metadata = handle.metadata() or {}
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError) as error:
         raise DataError(path, f"not valid safetensors: {error}") from error
+    text = metadata.get(_HEADER)
     if text is None:
         raise DataError(path, "safetensors, but not written by SEAL: its header has no 'keelbench' entry")
+    if metadata.get(_CHECKSUM) not in (None, _checksum(tensors, text)):
+        raise DataError(path, "damaged: it fails its checksum")
     try:
         header: dict[str, Any] = json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(path, f"its header is not valid JSON: {error.msg}") from error
     return tensors, header
+
+
+def _checksum(tensors: Mapping[str, torch.Tensor], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        digest.update(name.encode() + b"\0")
+        digest.update(tensors[name].flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def save_selector(path: Path, ids: Sequence[str], logits: FloatArray) -> None:

@@ -14,6 +14,7 @@ first epoch with w = 1) are never differentiated: only the selector reads their 
 
 import contextlib
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,8 +31,8 @@ from baselines.losses import collate, supervised_forward
 from baselines.records import FloatArray
 from baselines.seal.data import Encoded, epoch_batches
 from baselines.seal.state import read_state, write_state
-from eval.batching import token_budget_batches
 from eval.errors import KeelBenchError
+from eval.memory import Gradients, fitting_batches
 
 SELECTORS = ("softmax", "sigmoid")
 BETAS = (0.9, 0.95)  # of both Adams; neither has weight decay
@@ -129,6 +130,7 @@ class Bilevel:
         self.selector_optimizer = torch.optim.Adam([self.logits], lr=recipe.selector_learning_rate, betas=BETAS)
         self.optimizer = torch.optim.Adam(list(adapters.values()), lr=recipe.learning_rate, betas=BETAS)
         self.progress = Progress(np.zeros(len(data)))
+        self._fits = sys.maxsize  # tokens of a micro-batch that the memory is known not to exceed
 
     def run(
         self,
@@ -235,9 +237,12 @@ class Bilevel:
         half = half_precision(self.model)
         if device.type == "cpu":
             tokens_per_batch = min(tokens_per_batch, CPU_TOKENS)
+        before = Gradients(self.adapters.values())
         for differentiate in (False, True):
             chosen = [i for i in range(len(rows)) if bool(factors[i] != 0) == differentiate]
-            for group in token_budget_batches([len(rows[i][0]) for i in chosen], tokens_per_batch):
+
+            def work(group: list[int], chosen: list[int] = chosen, differentiate: bool = differentiate) -> torch.Tensor:
+                before.note()
                 picked = [chosen[i] for i in group]
                 batch = collate([rows[i] for i in picked]).to(device)
                 # One autocast context a pass: it keeps half-precision copies of the adapters until it ends, and those
@@ -252,10 +257,19 @@ class Bilevel:
                         f"seal: a loss is not finite at {self._where()}; lower the learning rate "
                         f"({self.recipe.learning_rate}) or use a wider dtype"
                     )
-                losses[picked] = found.detach().double().cpu()
                 if differentiate:
                     (found * factors[picked].to(found)).sum().backward()
+                return found.detach().double().cpu()
+
+            lengths = [len(rows[i][0]) for i in chosen]
+            budget = min(tokens_per_batch, self._fits)
+            groups = fitting_batches(lengths, budget, work, what="seal", undo=before.restore, on_shrink=self._shrink)
+            for group, found in groups:
+                losses[[chosen[i] for i in group]] = found
         return losses
+
+    def _shrink(self, budget: int) -> None:
+        self._fits = budget
 
     def _where(self) -> str:
         return f"step {self.progress.step + 1} of epoch {self.progress.epoch + 1}"

@@ -86,10 +86,14 @@ def published_prompts(path: Path) -> dict[str, str]:
     """
     if not path.is_file():
         raise DataError(path, "no such file; it should hold the HarmBench classifier's LLAMA2_CLS_PROMPT")
-    found = _DICTIONARY.search(path.read_text(encoding="utf-8"))
+    try:
+        found = _DICTIONARY.search(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(path, f"cannot be read: {error}") from error
     try:
         texts = ast.literal_eval(found.group(1).strip()) if found else {}
-    except (SyntaxError, ValueError) as error:
+        texts = texts if isinstance(texts, dict) else {}
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
         raise DataError(path, f"LLAMA2_CLS_PROMPT is no dictionary of texts: {error}") from error
     for which, places in _PLACES.items():
         text = texts.get(which)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.batching import token_budget_batches
 from eval.errors import CapacityError, KeelBenchError, UnknownNameError
 from eval.judges.asking import Question, Reply
+from eval.memory import fitting_batches
 
 ENGINES = ("transformers", "vllm")
 VLLM_SEQUENCES = 256  # questions vLLM answers at once; a short answer each, so many
@@ -74,8 +74,12 @@ class LocalModel:
         )
         model.to(device).eval()
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop[0]
-        for batch in token_budget_batches([len(ids) + max_new_tokens for ids in encoded], self.tokens_per_batch):
-            new = generate_ids(model, [encoded[i] for i in batch], max_new_tokens, stop, pad)
+
+        def ask(batch: list[int]) -> list[list[int]]:
+            return generate_ids(model, [encoded[i] for i in batch], max_new_tokens, stop, pad)
+
+        lengths = [len(ids) + max_new_tokens for ids in encoded]
+        for batch, new in fitting_batches(lengths, self.tokens_per_batch, ask, what="judging"):
             yield from zip(batch, new, strict=True)
 
     def _through_vllm(

@@ -51,7 +51,8 @@ the score. Use exactly this form:
 #thescore: a single digit from 1 to 5
 """
 
-_SCORE = re.compile(r"#\s*thescore\s*:\s*\**\s*([1-5])(?![\d.,]*\d)", re.IGNORECASE)
+# Possessive, so that a reply of white space alone does not take the square of its length.
+_SCORE = re.compile(r"#\s*+thescore\s*+:\s*+\**+\s*+([1-5])(?![\d.,]*\d)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """Judge models behind any server that speaks OpenAI's protocol: OpenAI itself, vLLM, llama.cpp, Ollama, a gateway."""
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +12,9 @@ from eval.errors import KeelBenchError, UnknownNameError
 from eval.judges.asking import Question, Reply
 
 REACH_SECONDS = 10.0  # a server that does not list its models within this time counts as out of reach
+
+
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,63}", re.IGNORECASE)
 
 
 class ServerError(KeelBenchError):
@@ -103,11 +107,17 @@ class Server:
             passing = getattr(error, "status_code", 500) in (408, 409, 429) or getattr(error, "status_code", 500) >= 500
             how = f"still failed after {self.retries} retries" if passing else "refused"
             raise ServerError(f"the judge's server {self.url} {how}: {_told(error)}") from error
-        used = done.usage
+        except ValueError as error:
+            raise ServerError(f"the judge's server {self.url} answers what is no JSON: {_told(error)}") from error
+        except (AttributeError, TypeError, IndexError, KeyError) as error:
+            raise ServerError(f"the judge's server {self.url} answers in another form: {_told(error)}") from error
+        if text is not None and not isinstance(text, str):
+            raise ServerError(f"the judge's server {self.url} answers with {type(text).__name__} instead of a text")
+        text = (text or "").encode("utf-8", "replace").decode()  # half a surrogate pair, which no file can hold
         reply = Reply(
-            text or "",
-            used.prompt_tokens if used else 0,
-            used.completion_tokens if used else 0,
+            text,
+            _count(done, "prompt_tokens"),
+            _count(done, "completion_tokens"),
             "" if text else f"an empty answer (finish reason: {_finish(done)})",
         )
         keep(question, reply)
@@ -123,6 +133,8 @@ class Server:
             raise ServerError("judge.server: a URL without user, password or query; keys belong in the environment")
         key = "none"  # what servers without keys are sent
         if self.key_variable is not None:
+            if not _VARIABLE.fullmatch(self.key_variable):  # a key, perhaps: it is not repeated
+                raise ServerError("judge.key_variable is the name of an environment variable, never the key itself")
             key = os.environ.get(self.key_variable, "")
             if not key:
                 raise ServerError(
@@ -132,8 +144,13 @@ class Server:
         return openai.OpenAI(base_url=self.url, api_key=key, max_retries=retries, timeout=timeout)
 
 
+def _count(done: Any, what: str) -> int:
+    count = getattr(getattr(done, "usage", None), what, 0)
+    return count if isinstance(count, int) else 0
+
+
 def _finish(done: Any) -> str:
-    return str(done.choices[0].finish_reason) if done.choices else "no choice"
+    return str(getattr(done.choices[0], "finish_reason", None)) if done.choices else "no choice"
 
 
 def _told(error: Exception) -> str:

@@ -15,9 +15,10 @@ from eval.geometry.principal import alignment
 from suite.cache import Entry, StageCache, fingerprint
 from suite.flowlens.page import write_page
 from suite.flowlens.plan import FlowLensPlan
-from suite.flowlens.stage import check_adapter, load_geometry, measured, save_geometry
+from suite.flowlens.stage import load_geometry, measured, save_geometry
 from suite.flowlens.states import Geometry, stability, trajectory_stability, without_punctuation
 from suite.pipeline import code_fingerprint
+from suite.stages.adapter_files import check_adapter
 from suite.stages.data import load_data, load_prompts
 from suite.stages.models import LoadedModel, locate, prepare
 from suite.tables import write_table
@@ -57,7 +58,9 @@ def check(plan: FlowLensPlan, folder: Path | None = None) -> Asked:
         problems.append(f"{empty} prompts of {plan.data} are empty, or nothing but punctuation")
     if not plan.benchmarks and plan.dataset is None:
         problems.append("no prompts: name a benchmark, such as benchmark=[xstest], or data=dataset")
-    checks: list[Callable[[], object]] = [lambda: locate(plan.model), lambda: check_adapter(plan.adapter)]
+    checks: list[Callable[[], object]] = [lambda: locate(plan.model)]
+    if (adapter := plan.adapter) is not None:
+        checks.append(lambda: check_adapter(adapter))
     if (reference := plan.reference) is not None and reference != folder:
         checks.append(lambda: load_geometry(reference))
     for each in checks:

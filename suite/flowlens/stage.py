@@ -16,6 +16,7 @@ from eval.geometry.principal import Principal
 from suite.cache import Entry, StageCache, file_sha256
 from suite.flowlens.states import Geometry, Trajectories, measure
 from suite.progress import progress
+from suite.stages.inference import with_adapter
 from suite.stages.models import LoadedModel
 
 ARRAYS = "geometry.npz"
@@ -25,15 +26,6 @@ ARRAYS = "geometry.npz"
 class Measured:
     geometry: Geometry
     entry: Entry
-
-
-def check_adapter(folder: Path | None) -> None:
-    """
-    Raises:
-        KeelBenchError: no adapter in there.
-    """
-    if folder is not None and not (folder / "adapter_model.safetensors").is_file():
-        raise KeelBenchError(f"adapter={folder}: no adapter_model.safetensors there")
 
 
 def measured(
@@ -52,10 +44,8 @@ def measured(
     def compute_stage(out: Path) -> int:
         loaded, tokenizer = model.get()
         if adapter is not None:
-            from peft import PeftModel
-
             model.drop()  # the adapter lives in the base model's modules
-            loaded = PeftModel.from_pretrained(loaded, adapter, autocast_adapter_dtype=False).eval()
+            loaded = with_adapter(loaded, adapter).eval()
         passes = 4 if with_mark else 2
         with progress("reading hidden states", passes * len(texts)) as advance:
             engine = Engine(

@@ -22,7 +22,7 @@ def find_sweep(name: str | None, runs: Path) -> Path:
             return folder
     by_experiment: dict[str, Path] = {}
     for status in sorted(runs.glob("*/*/status.json")):
-        for experiment in _experiments(status):
+        for experiment in experiments_of(status):
             by_experiment[experiment] = status.parent.parent  # the last one stands
     if name in by_experiment:
         return by_experiment[name]
@@ -32,14 +32,10 @@ def find_sweep(name: str | None, runs: Path) -> Path:
     raise UnknownNameError("sweep or experiment", name, known)
 
 
-def _experiments(status: Path) -> list[str]:
+def experiments_of(status: Path) -> list[str]:
+    """The experiments that a job's overrides name."""
     try:
         task = str(json.loads(status.read_text()).get("task", ""))
     except (OSError, ValueError, AttributeError):
         return []
-    return experiments(task)
-
-
-def experiments(task: str) -> list[str]:
-    """The experiments that a job's overrides name."""
     return re.findall(r"(?:^|,)\+?experiment=([^,]+)", task)

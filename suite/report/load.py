@@ -1,5 +1,6 @@
 """A sweep's folder, read: finished runs with a name that tells them apart, and what did not finish."""
 
+import hashlib
 import json
 import re
 from collections import defaultdict
@@ -20,7 +21,7 @@ T = TypeVar("T")
 QUALITY = "filter_quality.parquet"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Failure:
     """A run that left no record."""
 
@@ -122,8 +123,30 @@ def load_sweep(sweep: Path) -> tuple[list[Run], list[Failure]]:
             runs.append(Run(folder, place, row, task))
     if not found:
         raise KeelBenchError(f"no run under {sweep}; start one with `python -m suite`")
+    _hide_paths([*runs, *failures])
     _name(runs)
     return runs, failures
+
+
+_PATH = re.compile(r"(?<=[=\[, ])((?:~|/)[^,\]}\s]*/)([^,\]}\s/]*)")
+
+
+def _hide_paths(runs: Sequence["Run | Failure"]) -> None:
+    """A report is shown around, so what was typed names files without their folders; where two folders hold files of
+    one name, a hash tells them apart. The home is ~ in errors."""
+
+    def plain(found: re.Match[str]) -> str:
+        return f"…/{found[2]}"
+
+    def told_apart(found: re.Match[str]) -> str:
+        return f"…{hashlib.sha256(found[1].encode()).hexdigest()[:6]}/{found[2]}"
+
+    typed = {run.task for run in runs}
+    shortest = plain if len({_PATH.sub(plain, task) for task in typed}) == len(typed) else told_apart
+    for run in runs:
+        run.task = _PATH.sub(shortest, run.task)
+        if isinstance(run, Failure):
+            run.error = run.error.replace(str(Path.home()), "~")
 
 
 @dataclass(frozen=True)

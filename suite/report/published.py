@@ -7,7 +7,7 @@ from typing import Any
 
 from suite.papers.compare import compare, sweep_rows
 from suite.papers.published import PublishedTable, tables
-from suite.report.find import experiments
+from suite.report.find import experiments_of
 from suite.report.load import Run
 
 Row = dict[str, Any]
@@ -18,6 +18,7 @@ class Figure:
     """A cell of one line, as text; "" where there is none."""
 
     text: str
+    interval: str = ""
     mark: str = ""  # of the note that belongs to it
     runs: tuple[int, ...] = ()  # numbers of the runs it rests on, from 1 in the report's order
 
@@ -59,8 +60,8 @@ class Section:
 
 
 def sections(runs: Sequence[Run], sweep: Path) -> list[Section]:
-    """One a published table that the runs' experiments are named after; none for other sweeps."""
-    asked = dict.fromkeys(name for run in runs for name in experiments(run.task))
+    """One a published table that the jobs' experiments are named after; none for other sweeps."""
+    asked = dict.fromkeys(name for status in sorted(sweep.rglob("status.json")) for name in experiments_of(status))
     found = dict.fromkeys(table for name in asked if (table := _table_of(name)) is not None)
     return [section(tables()[name], sweep, [str(run.row.get("run_id")) for run in runs]) for name in found]
 
@@ -94,16 +95,19 @@ def _lines(
     numbers: dict[str, tuple[int, ...]],
     marks: dict[str, str],
 ) -> list[Line]:
-    def figures(text: Callable[[Row], str], *, noted: bool = False, linked: bool = False) -> tuple[Figure, ...]:
+    def figures(text: Callable[[Row], str], *, ours: bool = False) -> tuple[Figure, ...]:
         made = []
         for column in table.columns:
             row = cells.get(column)
             if row is None:
                 made.append(Figure(""))
                 continue
-            mark = marks.setdefault(row["note"], str(len(marks) + 1)) if noted and row["note"] else ""
-            runs = tuple(n for run_id in row["runs"] for n in numbers.get(run_id, ())) if linked else ()
-            made.append(Figure(text(row), mark, runs))
+            if not ours:
+                made.append(Figure(text(row)))
+                continue
+            mark = marks.setdefault(row["note"], str(len(marks) + 1)) if row["note"] else ""
+            runs = tuple(n for run_id in row["runs"] for n in numbers.get(run_id, ()))
+            made.append(Figure(text(row), _interval(row), mark, runs))
         return tuple(made)
 
     none_of_ours = all(row["ours"] is None for row in cells.values())
@@ -113,7 +117,7 @@ def _lines(
         lines.append(Line(address, "published", figures(lambda row: shown(row["published"], row["unit"]))))
     if reason:
         return [*lines, Line(address, "ours", reason=reason)]
-    lines.append(Line(address, "ours", figures(_ours, noted=True, linked=True)))
+    lines.append(Line(address, "ours", figures(lambda row: shown(row["ours"], row["unit"]), ours=True)))
     if any(row["difference"] is not None for row in cells.values()):
         lines.append(
             Line(address, "difference", figures(lambda row: shown(row["difference"], row["unit"], signed=True)))
@@ -121,11 +125,8 @@ def _lines(
     return lines
 
 
-def _ours(row: Row) -> str:
-    text = shown(row["ours"], row["unit"])
-    if row["low"] is None:
-        return text
-    return f"{text} [{shown(row['low'], row['unit'])}, {shown(row['high'], row['unit'])}]"
+def _interval(row: Row) -> str:
+    return "" if row["low"] is None else f"[{shown(row['low'], row['unit'])}, {shown(row['high'], row['unit'])}]"
 
 
 _NO_RUN = "no run with "

@@ -63,6 +63,6 @@ def _figures(line: Line, columns: int, plain: Callable[[str], str], mark: Callab
         return [plain(line.reason), *[""] * (columns - 1)]
 
     def cell(figure: Figure) -> str:
-        return plain(figure.text) + (mark(figure.mark) if figure.mark else "")
+        return plain(f"{figure.text} {figure.interval}".strip()) + (mark(figure.mark) if figure.mark else "")
 
     return [cell(figure) for figure in line.figures]

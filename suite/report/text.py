@@ -15,7 +15,7 @@ from suite.statistics.terminal import shown_p, shown_smallest, why_not
 
 
 def render(sweep: Path, form: str) -> str:
-    """The sweep's comparison as ``form``: md, latex or csv.
+    """The sweep's comparison as ``form``, md, latex or csv, and behind it published figures with ours.
 
     Raises:
         KeelBenchError: there is no run, neither finished nor failed.
@@ -23,6 +23,8 @@ def render(sweep: Path, form: str) -> str:
     runs, _ = load_sweep(sweep)
     found = compare(points_of(runs))
     papers = sections(runs, sweep)
+    if papers and not runs:  # of another entry point: FlowLens, drift, lexical diversity
+        return "\n".join({"md": markdown, "latex": latex, "csv": as_csv}[form](papers))
     comparison = {"md": _markdown, "latex": _latex, "csv": _csv}[form](runs, found)
     return "\n".join([comparison, *{"md": markdown, "latex": latex, "csv": as_csv}[form](papers)])
 

@@ -1,7 +1,8 @@
 """A LoRA adapter (or a whole tuned model) from a selection, and what it was on the way."""
 
+import functools
 import json
-import os
+import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +17,9 @@ from suite.stages.data import ids_key
 from suite.stages.models import LoadedModel
 from suite.stages.ranks import process_count
 from suite.stages.training_ranks import Job, check_training, load_base, quantised, train, train_over_processes
+from suite.unfinished import Unfinished, without_checksum
+
+CURVE = "curve"
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,9 @@ def fine_tune_selection(
     nothing of the training, so the adapter's key does not know of it. Where the adapter is in the cache and they are
     not, they take a second training. Nor does it know of the number of processes, which changes rounding only.
 
+    An adapter's training in this process goes on where it was if it was stopped; one over several processes, and one of
+    all weights, whose state is six times the model, begins again.
+
     Raises:
         KeelBenchError: settings that cannot go together (``check_training``), or what training finds wrong.
     """
@@ -73,30 +80,33 @@ def fine_tune_selection(
             }
         )
     )
-    cache.root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache.root, prefix=".checkpoints-") as aside:  # on the cache's file system
-        kept = Path(aside)
+    curve_inputs = inputs | {"every": every}
 
-        def tune(out: Path) -> Work:
-            job = Job(
-                samples, recipe, regularizer, seed, model.weights.folder, model.spec, model.compute, out, kept, every
-            )
-            return _tune(model, job)
+    def tune(out: Path, unfinished: Unfinished) -> Work:
+        kept = unfinished.folder / CURVE
+        job = Job(samples, recipe, regularizer, seed, model.weights.folder, model.spec, model.compute, out, kept, every)
+        return _tune(model, job, unfinished)
 
-        def collect(out: Path) -> Work:
-            done = Work(flops=0.0)  # kept on the way, unless it takes a second training
-            if not any(kept.iterdir()):
-                with tempfile.TemporaryDirectory() as again:
-                    done = tune(Path(again))
-            for folder in list(kept.iterdir()):
-                os.rename(folder, out / folder.name)
-            return done
+    def train_stage(out: Path, unfinished: Unfinished) -> Work:
+        done = tune(out, unfinished)
+        if every is not None:  # left where the next stage looks for it: a kill between the two loses nothing
+            next_stage = cache.unfinished("checkpoints", cache.key("checkpoints", "1", curve_inputs))
+            _hand_over(unfinished.folder / CURVE, Unfinished(next_stage))
+        return done
 
-        stage = "adapter" if isinstance(recipe, LoraRecipe) else "tuned_model"
-        entry = cache.entry(stage, "1", inputs, tune, f"({len(samples)} samples)")
-        kept_entry = None
-        if every is not None:
-            kept_entry = cache.entry("checkpoints", "1", inputs | {"every": every}, collect, f"(every {every} steps)")
+    def collect(out: Path, unfinished: Unfinished) -> Work:
+        if _handed_over(unfinished, out):
+            return Work(flops=0.0)  # kept on the way, unless it takes a second training
+        with tempfile.TemporaryDirectory() as again:
+            done = tune(Path(again), unfinished)
+        shutil.copytree(unfinished.folder / CURVE, out, dirs_exist_ok=True)
+        return done
+
+    stage = "adapter" if isinstance(recipe, LoraRecipe) else "tuned_model"
+    entry = cache.resumable_entry(stage, "1", inputs, train_stage, f"({len(samples)} samples)")
+    kept_entry = None
+    if every is not None:
+        kept_entry = cache.resumable_entry("checkpoints", "1", curve_inputs, collect, f"(every {every} steps)")
     log = json.loads((entry.path / "training.json").read_text())
     return Adapter(
         entry.path,
@@ -110,6 +120,38 @@ def fine_tune_selection(
     )
 
 
+def _hand_over(curve: Path, to: Unfinished) -> None:
+    """The adapters in ``curve``, each a folder, as files that are sound or not there, and a list of them."""
+    files = [f for f in sorted(curve.rglob("*")) if f.is_file()]
+    names = {f"{f.parent.name}--{f.name}": [f.parent.name, f.name] for f in files}
+    for name, (folder, file) in names.items():
+        to.keep(name, functools.partial(_copy, curve / folder / file))
+    to.keep("list.json", lambda path: _write_json(path, names))
+
+
+def _handed_over(unfinished: Unfinished, out: Path) -> bool:
+    """Whether all of it was there; it is now in ``out``."""
+    lists = unfinished.sound("list")
+    if not lists:
+        return False
+    names: dict[str, list[str]] = json.loads(lists[-1].read_text())
+    found = {without_checksum(f): f for f in unfinished.sound("step-")}
+    if not names.keys() <= found.keys():
+        return False
+    for name, (folder, file) in names.items():
+        (out / folder).mkdir(exist_ok=True)
+        shutil.copyfile(found[name], out / folder / file)
+    return True
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value))
+
+
 def _checkpoints(entry: Entry | None) -> tuple[Checkpoint, ...]:
     if entry is None:
         return ()
@@ -117,14 +159,18 @@ def _checkpoints(entry: Entry | None) -> tuple[Checkpoint, ...]:
     return tuple(Checkpoint(n, entry.path / f"step-{n}", f"{entry.key}/step-{n}") for n in steps)
 
 
-def _tune(model: LoadedModel, job: Job) -> Work:
+def _tune(model: LoadedModel, job: Job, unfinished: Unfinished) -> Work:
+    """Train; ``job.kept`` is in the unfinished folder."""
     count = process_count(model.compute.training_processes, "compute.training_processes")
+    resumable = count == 1 and isinstance(job.recipe, LoraRecipe)
+    if not resumable:
+        shutil.rmtree(job.kept, ignore_errors=True)  # of a training that was stopped
     if count > 1:
         model.drop()  # its memory is the ranks' now
         return train_over_processes(job, count)
-    if isinstance(job.recipe, LoraRecipe) and not quantised(job.recipe):
+    if resumable and not quantised(job.recipe):
         base, tokenizer = model.get()
     else:
         base, tokenizer = load_base(job)
     model.drop()  # the adapters live in the base model's modules; whoever needs it next loads it clean
-    return train(job, base, tokenizer)
+    return train(job, base, tokenizer, unfinished=unfinished if resumable else None)

@@ -1,5 +1,6 @@
 """Completions of every benchmark by the un-tuned or the fine-tuned model."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,8 +20,12 @@ from suite.stages.inference import Inference
 from suite.stages.models import LoadedModel
 from suite.stages.scoring import _options as options_of
 from suite.tables import read_table, write_table
+from suite.unfinished import Unfinished
+
+log = logging.getLogger(__name__)
 
 STAGE, VERSION = "completions", "2"
+CHUNK = 1024  # prompts that vLLM is given at once
 
 
 def check_backend(backend: BackendSpec | VllmSpec) -> None:
@@ -48,8 +53,8 @@ def complete(
     """Each benchmark's completions, by its name; one cache entry a benchmark, so that adding one recomputes none.
 
     With ``hf`` a benchmark's prompts are batched among themselves: its completions do not depend on what else was asked
-    for. vLLM gets all that is missing in one call and batches as it goes. Without ``inference`` what answers is loaded
-    or started for this call alone.
+    for. vLLM gets what is missing of all of them, ``CHUNK`` prompts at a time, and batches as it goes. Without
+    ``inference`` what answers is loaded or started for this call alone.
     """
     if inference is None:
         with Inference(model, backend, [adapter] if adapter else []) as own:
@@ -75,9 +80,9 @@ def complete(
     }
     together = _Together(inference, adapter, prompts, list(missing), evaluation)
 
-    def answer(name: str, advance: Advance) -> list[Completion]:
+    def answer(name: str, advance: Advance, parts: "Parts") -> list[Completion]:
         if isinstance(backend, VllmSpec):
-            return together(name, advance)
+            return together(name, advance, parts)
         from eval.generation import generate
 
         loaded = inference.transformers(adapter, method)
@@ -89,6 +94,8 @@ def complete(
             system=evaluation.system,
             steering=inference.steering,
             on_batch=advance,
+            kept=parts.kept,
+            keep=parts.keep,
         )
 
     def count(asked: Sequence[Prompt], completions: Sequence[Completion]) -> Work:
@@ -124,20 +131,38 @@ def _inputs(
 
 
 def _benchmark(
-    answer: Callable[[Advance], list[Completion]],
+    answer: Callable[[Advance, "Parts"], list[Completion]],
     name: str,
     asked: Sequence[Prompt],
     inputs: Mapping[str, Any],
     cache: StageCache,
     count: Callable[[Sequence[Prompt], Sequence[Completion]], Work],
 ) -> Entry:
-    def compute_stage(out: Path) -> Work:
+    def compute_stage(out: Path, unfinished: Unfinished) -> Work:
         with progress(f"answering {name}", len(asked)) as advance:
-            completions = answer(advance)
+            completions = answer(advance, Parts(unfinished))
         write_table(out / "completions.parquet", as_rows(completions))
         return count(asked, completions)
 
-    return cache.entry(STAGE, VERSION, inputs, compute_stage, f"{name} ({len(asked)} prompts)")
+    return cache.resumable_entry(STAGE, VERSION, inputs, compute_stage, f"{name} ({len(asked)} prompts)")
+
+
+class Parts:
+    """Batches of completions that are on disk before their benchmark is finished."""
+
+    def __init__(self, unfinished: Unfinished):
+        self._unfinished = unfinished
+        files = unfinished.sound("part-")
+        self.kept = {row["prompt_id"]: Completion(**row) for file in files for row in read_table(file)}
+        self._count = len(files)
+        if self.kept:
+            log.info("%d completions are there already", len(self.kept))
+
+    def keep(self, completions: Sequence[Completion]) -> None:
+        # Numbered on from what is there; a number that returns after a damaged part has another checksum.
+        rows = as_rows(list(completions))
+        self._unfinished.keep(f"part-{self._count:06d}.parquet", lambda path: write_table(path, rows))
+        self._count += 1
 
 
 def _work(
@@ -165,7 +190,8 @@ def _work(
 
 
 class _Together:
-    """vLLM's answers: the first one missing brings all of them, in one call."""
+    """vLLM's answers. It is given the missing prompts of all benchmarks in their order, ``CHUNK`` at a time, so that a
+    small benchmark does not leave it idle; a kill loses a chunk."""
 
     def __init__(
         self,
@@ -176,23 +202,28 @@ class _Together:
         evaluation: EvalSpec,
     ):
         self.inference, self.adapter, self.prompts, self.evaluation = inference, adapter, prompts, evaluation
-        self._waiting = list(missing)
-        self._answers: dict[str, list[Completion]] = {}
+        self._missing = list(missing)
+        self._answers: dict[tuple[str, str], Completion] = {}  # by benchmark and prompt
 
-    def __call__(self, name: str, advance: Advance) -> list[Completion]:
-        if name not in self._answers:
-            asked = [name, *(other for other in self._waiting if other != name)]
-            self._waiting = []
+    def __call__(self, name: str, advance: Advance, parts: Parts) -> list[Completion]:
+        self._answers |= {(name, p.id): parts.kept[p.id] for p in self.prompts[name] if p.id in parts.kept}
+        while waiting := self._waiting(name):
+            chunk = waiting + [x for other in self._missing if other != name for x in self._waiting(other)]
+            chunk = chunk[:CHUNK]
             engine, adapter = self.inference.vllm(self.adapter)
-            answers = iter(
-                engine.generate(
-                    [p for benchmark in asked for p in self.prompts[benchmark]],
-                    adapter=adapter,
-                    max_new_tokens=self.evaluation.max_new_tokens,
-                    system=self.evaluation.system,
-                    on_batch=advance,
-                )
+            fresh = engine.generate(
+                [prompt for _, prompt in chunk],
+                adapter=adapter,
+                max_new_tokens=self.evaluation.max_new_tokens,
+                system=self.evaluation.system,
             )
-            for benchmark in asked:
-                self._answers[benchmark] = [next(answers) for _ in self.prompts[benchmark]]
-        return self._answers.pop(name)
+            for (benchmark, prompt), completion in zip(chunk, fresh, strict=True):
+                self._answers[benchmark, prompt.id] = completion
+            mine = [c for (benchmark, _), c in zip(chunk, fresh, strict=True) if benchmark == name]
+            parts.keep(mine)
+            advance(len(mine))
+        self._missing = [other for other in self._missing if other != name]
+        return [self._answers.pop((name, p.id)) for p in self.prompts[name]]
+
+    def _waiting(self, name: str) -> list[tuple[str, Prompt]]:
+        return [(name, p) for p in self.prompts[name] if (name, p.id) not in self._answers]

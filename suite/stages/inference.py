@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from baselines.method import Method
 from eval.generation import Steering
 from suite.plan import BackendSpec, VllmSpec
+from suite.stages.adapter_files import check_adapter
 from suite.stages.finetuning import Adapter
 from suite.stages.models import LoadedModel, load
 
@@ -122,7 +123,12 @@ class Inference:
 
 def with_adapter(base: Any, folder: Path) -> Any:
     """The model with a LoRA adapter on, in the base's dtype, as inference engines load adapters; in float32 they would
-    double the time."""
+    double the time.
+
+    Raises:
+        KeelBenchError: the folder's adapter is refused (``check_adapter``).
+    """
     from peft import PeftModel
 
+    check_adapter(folder)
     return PeftModel.from_pretrained(base, folder, autocast_adapter_dtype=False)

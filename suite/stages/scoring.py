@@ -2,22 +2,23 @@
 
 import json
 import shutil
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-
-import pyarrow as pa
+from typing import Any
 
 from baselines.method import Engine, Method
 from baselines.records import Scores
 from eval.flops import Work
-from suite.cache import Entry, StageCache, fingerprint
+from suite.cache import Entry, StageCache
 from suite.conditions import devices
 from suite.machine import kept_memory
 from suite.plan import ComputeSpec
 from suite.progress import progress
 from suite.stages.data import Data
 from suite.stages.models import LoadedModel
+from suite.stages.score_files import read_scores, write_scores
 from suite.stages.scoring_ranks import Job, processes, score_over_processes
+from suite.unfinished import Unfinished, without_checksum
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def score(
         method = method.calibrated(json.loads((entry.path / "calibration.json").read_text()))
         entries = (entry,)
 
-    def compute_stage(out: Path) -> Work:
+    def compute_stage(out: Path, unfinished: Unfinished) -> Work:
         if method.uses_model and (ranks := processes(compute.scoring_processes, method)) > 1:
             model.drop()  # its memory is the ranks' now
             job = Job(method, data.samples, model.weights.folder, model.spec, compute, seed)
@@ -46,15 +47,13 @@ def score(
             write_scores(out, scores)
             return work(scores, ranks)
         scorer, tokenizer = model.get() if method.uses_model else (None, None)
-        unfinished = cache.root / "unfinished" / fingerprint(inputs)
-        resumable = method.resumable_in(str(unfinished))
+        resumable = method.resumable_in(str(unfinished.folder))
         with kept_memory(), progress(f"scoring with {method.name}", len(data.samples)) as advance:
-            engine = _engine(compute, advance)
+            engine = replace(_engine(compute, advance), parts=Rows(unfinished))
             scores = resumable.score(scorer, tokenizer, data.samples, seed=seed, engine=engine)
         write_scores(out, scores)
-        for selector in unfinished.glob("selector-*.safetensors"):  # SEAL's: method.selector_file reads it
+        for selector in unfinished.folder.glob("selector-*.safetensors"):  # SEAL's: method.selector_file reads it
             shutil.move(selector, out / "selector.safetensors")
-        shutil.rmtree(unfinished, ignore_errors=True)
         return work(scores, 1)
 
     def work(scores: Scores, ranks: int) -> Work:
@@ -72,8 +71,31 @@ def score(
         "max_length": compute.max_length if method.uses_model else None,
         "seed": seed if method.uses_seed else None,
     }
-    entry = cache.entry("scores", "1", inputs, compute_stage, f"{method.name} ({len(data.samples)} samples)")
+    entry = cache.resumable_entry("scores", "1", inputs, compute_stage, f"{method.name} ({len(data.samples)} samples)")
     return Scored(read_scores(entry.path), (*entries, entry), method)
+
+
+class Rows:
+    """``baselines.method.Parts`` in the folder of an unfinished stage."""
+
+    def __init__(self, unfinished: Unfinished):
+        self._unfinished = unfinished
+        self._found = {without_checksum(file): file for file in unfinished.sound("rows-")}
+
+    def find(self, start: int, count: int) -> Any | None:
+        from safetensors.torch import load_file
+
+        file = self._found.get(self._name(start, count))
+        return None if file is None else load_file(file)["rows"]
+
+    def keep(self, start: int, rows: Any) -> None:
+        from safetensors.torch import save_file
+
+        self._unfinished.keep(self._name(start, len(rows)), lambda path: save_file({"rows": rows.contiguous()}, path))
+
+    @staticmethod
+    def _name(start: int, count: int) -> str:
+        return f"rows-{start:09d}-{count}.safetensors"
 
 
 def _calibration(
@@ -115,21 +137,3 @@ def _options(method: Method) -> dict[str, object]:
             options[name] = {"sha256": file_sha256(Path(value))}
     plain: dict[str, object] = json.loads(json.dumps(options))
     return plain
-
-
-def write_scores(folder: Path, scores: Scores) -> None:
-    """``scores.parquet`` (id, score, components, rank) and ``info.json``."""
-    columns = {"id": list(scores.ids), "score": scores.score, **scores.components, "rank": scores.ranks()}
-    import pyarrow.parquet as pq
-
-    pq.write_table(pa.table(columns), folder / "scores.parquet")
-    (folder / "info.json").write_text(json.dumps(scores.info, indent=1))
-
-
-def read_scores(folder: Path) -> Scores:
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(folder / "scores.parquet")
-    columns = {name: table[name].to_numpy() for name in table.column_names if name not in ("id", "rank")}
-    info = json.loads((folder / "info.json").read_text())
-    return Scores(tuple(table["id"].to_pylist()), columns.pop("score"), columns, info)

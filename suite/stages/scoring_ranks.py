@@ -1,21 +1,24 @@
 """One scoring spread over several processes of this machine, one GPU each.
 
 ``suite.stages.ranks`` runs this module once a rank; each loads the model and scores its share
-(``baselines.distributed``), and rank 0 returns the whole result.
+(``baselines.distributed``), and rank 0 writes the whole result.
 """
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from baselines.method import Engine, Method
+from baselines import get_method
+from baselines.method import Engine, Method, build_method
 from baselines.records import Sample, Scores
 from suite.plan import ComputeSpec, ModelSpec
 from suite.progress import progress
 from suite.stages.models import load
-from suite.stages.ranks import process_count, rank_main, run_over_processes
+from suite.stages.ranks import process_count, rank_main, read_values, run_over_processes, write_values
+from suite.stages.score_files import read_scores, write_scores
 
 log = logging.getLogger(__name__)
 
@@ -52,11 +55,34 @@ def score_over_processes(job: Job, count: int) -> Scores:
         KeelBenchError: what a rank raised; or that one died, with the end of its output.
     """
     what = f"{job.method.name}: a scoring"
-    scores: Scores = run_over_processes(__name__, job, count, threads=job.compute.threads, what=what)
-    return scores
+    return run_over_processes(
+        __name__, partial(write_job, job=job), read_scores, count, threads=job.compute.threads, what=what
+    )
 
 
-def _rank(job: Job, state: Any) -> Scores:
+def write_job(folder: Path, job: Job) -> None:
+    """``job.json``, and ``samples.parquet``."""
+    write_values(
+        folder,
+        job.samples,
+        weights=job.weights,
+        spec=job.spec,
+        compute=job.compute,
+        method={"name": job.method.name, "options": asdict(job.method)},
+        seed=job.seed,
+    )
+
+
+def read_job(folder: Path) -> Job:
+    """What ``write_job`` wrote."""
+    values = read_values(folder)
+    named = values.pop("method")
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in named["options"].items()}
+    return Job(method=build_method(get_method(named["name"]), options), **values)
+
+
+def _rank(folder: Path, state: Any) -> Callable[[Path], None]:
+    job = read_job(folder)
     model, tokenizer = load(job.weights, job.spec, replace(job.compute, device=str(state.device)))
     share = -(-len(job.samples) // state.num_processes) if state.is_main_process else None
     with progress(f"{job.method.name}, rank 0 of {state.num_processes}", share) as bar:
@@ -65,7 +91,8 @@ def _rank(job: Job, state: Any) -> Scores:
             max_length=job.compute.max_length,
             on_progress=bar if state.is_main_process else (lambda done: None),
         )
-        return job.method.score(model, tokenizer, job.samples, seed=job.seed, engine=engine)
+        scores = job.method.score(model, tokenizer, job.samples, seed=job.seed, engine=engine)
+    return partial(write_scores, scores=scores)
 
 
 if __name__ == "__main__":

@@ -2,25 +2,28 @@
 
 With several, ``suite.stages.ranks`` runs this module once a rank. accelerate shares the gradient (DDP), or shards
 weights, gradients and optimiser state, too (FSDP2, ``compute.training_sharding=full``); rank 0 writes what was trained.
+Several processes keep no checkpoints and do not shrink their passes when memory runs out: a stopped one begins again.
 """
 
 import importlib.util
 import json
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from baselines.records import Sample
-from baselines.regularizer import Regularizer
+from baselines.regularizer import Regularizer, build_regularizer
 from eval.errors import KeelBenchError
 from eval.flops import Work
 from suite.conditions import devices
-from suite.plan import ComputeSpec, LoraRecipe, ModelSpec, Recipe
+from suite.plan import ComputeSpec, LoraRecipe, ModelSpec, Recipe, recipe_of
 from suite.progress import progress
 from suite.stages.models import load
-from suite.stages.ranks import process_count, rank_main, run_over_processes
+from suite.stages.ranks import process_count, rank_main, read_values, run_over_processes, write_values
+from suite.unfinished import Unfinished
 
 
 @dataclass(frozen=True)
@@ -71,20 +74,72 @@ def train_over_processes(job: Job, count: int) -> Work:
     Raises:
         KeelBenchError: what a rank raised; or that one died, with the end of its output.
     """
-    done: Work = run_over_processes(__name__, job, count, threads=job.compute.threads, what="fine-tuning: a training")
+    done = run_over_processes(
+        __name__,
+        partial(write_job, job=job),
+        read_work,
+        count,
+        threads=job.compute.threads,
+        what="fine-tuning: a training",
+    )
     return replace(done, gpus=count if done.gpus else 0)
 
 
-def train(job: Job, base: Any, tokenizer: Any, *, device: Any = None, main: bool = True) -> Work:
+def write_job(folder: Path, job: Job) -> None:
+    """``job.json``, and ``samples.parquet``."""
+    write_values(
+        folder,
+        job.samples,
+        weights=job.weights,
+        spec=job.spec,
+        compute=job.compute,
+        recipe=asdict(job.recipe),
+        regularizer={"name": job.regularizer.name, "options": asdict(job.regularizer)},
+        seed=job.seed,
+        out=str(job.out),
+        kept=str(job.kept),
+        every=job.every,
+    )
+
+
+def read_job(folder: Path) -> Job:
+    """What ``write_job`` wrote."""
+    values = read_values(folder)
+    recipe, named = recipe_of(values.pop("recipe")), values.pop("regularizer")
+    regularizer = build_regularizer(named["name"], named["options"])
+    out, kept = Path(values.pop("out")), Path(values.pop("kept"))
+    return Job(recipe=recipe, regularizer=regularizer, out=out, kept=kept, **values)
+
+
+def write_work(folder: Path, done: Work) -> None:
+    (folder / "work.json").write_text(json.dumps(asdict(done)))
+
+
+def read_work(folder: Path) -> Work:
+    """What ``write_work`` wrote."""
+    return Work(**json.loads((folder / "work.json").read_text()))
+
+
+def train(
+    job: Job,
+    base: Any,
+    tokenizer: Any,
+    *,
+    device: Any = None,
+    main: bool = True,
+    unfinished: Unfinished | None = None,
+) -> Work:
     """Train on ``base``, which is changed, and write the result; what it came to.
 
     Args:
         base: the model without adapters; in float32 where all of its weights are trained.
         device: see ``suite.training.fine_tune``.
         main: whether this process writes.
+        unfinished: where checkpoints are kept, beside ``job.kept``, and from where a stopped training goes on.
     """
     import torch
 
+    from suite.checkpointing import Checkpoints
     from suite.training import attach_lora, fine_tune
 
     recipe = job.recipe
@@ -97,6 +152,15 @@ def train(job: Job, base: Any, tokenizer: Any, *, device: Any = None, main: bool
     else:
         model = base.requires_grad_(True)
     dtype = getattr(torch, job.spec.dtype)
+    checkpoints = None
+    if unfinished is not None:
+        checkpoints = Checkpoints(
+            unfinished,
+            seconds=job.compute.checkpoint_seconds,
+            beside=job.kept if job.every is not None else None,
+            report=job.regularizer.report,
+            restore=job.regularizer.go_on_from,
+        )
 
     with progress("fine-tuning", None) as advance, tempfile.TemporaryDirectory() as scratch:
 
@@ -119,6 +183,7 @@ def train(job: Job, base: Any, tokenizer: Any, *, device: Any = None, main: bool
             compute_dtype=None if dtype == torch.float32 else dtype,
             device=device,
             sharding=job.compute.training_sharding,
+            checkpoints=checkpoints,
         )
     _save(model, job, tokenizer, job.out, main)
     if main:
@@ -168,12 +233,14 @@ def _whole(value: Any) -> Any:
     return (value.full_tensor() if hasattr(value, "full_tensor") else value).cpu()
 
 
-def _rank(job: Job, state: Any) -> Work:
+def _rank(folder: Path, state: Any) -> Callable[[Path], None]:
+    job = read_job(folder)
     # FSDP takes its shards from the CPU, so that no GPU ever holds the whole model.
     sharded = job.compute.training_sharding == "full"
     placed = replace(job.compute, device="cpu" if sharded else str(state.device))
     base, tokenizer = load_base(replace(job, compute=placed))
-    return train(job, base, tokenizer, device=state.device, main=state.is_main_process)
+    done = train(job, base, tokenizer, device=state.device, main=state.is_main_process)
+    return partial(write_work, done=done)
 
 
 if __name__ == "__main__":

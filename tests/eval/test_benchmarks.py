@@ -137,7 +137,7 @@ def test_hex_phis_folder_of_headerless_files_is_read_category_by_category(tmp_pa
     ]  # fmt: skip
     assert benchmark_files([benchmark], tmp_path)["hex_phi"] == {"sha256": checksum(folder), "known": None}
     (folder / "category_3.csv").write_text("prompt,category\n")
-    with pytest.raises(DataError, match=r"category_3.csv: .* found 2 columns; .* benchmark.hex_phi.path"):
+    with pytest.raises(DataError, match=r"category_3.csv, line 1: .* found 2 columns; .* benchmark.hex_phi.path"):
         load_prompts(benchmark, None, tmp_path)
 
 

@@ -58,9 +58,9 @@ class Scripted:
                 self.send(*reply)
 
             def send(self, status, payload):
-                data = json.dumps(payload).encode()
+                data = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
                 self.send_response(status)
-                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Type", "application/json" if data[:1] in b"{[" else "text/html")
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
                 self.wfile.write(data)
@@ -223,3 +223,44 @@ def test_what_is_wrong_with_a_server_is_told(scripted, monkeypatch, changes, mes
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     with pytest.raises(ServerError, match=message):
         scripted.client(**changes).check()
+
+
+def test_a_server_that_is_too_slow_is_tried_again_and_then_named(scripted):
+    import time
+
+    def slow(body):
+        time.sleep(0.6)
+        return chat_reply("late")
+
+    scripted.replies = [slow, chat_reply("in time")]
+    (reply,) = scripted.client(timeout=0.3, retries=1).answer([CHAT], 50)
+    assert reply.text == "in time"
+    scripted.replies = [slow]
+    with pytest.raises(ServerError, match=rf"{scripted.url} still failed after 1 retries: APITimeoutError"):
+        scripted.client(timeout=0.3, retries=1).answer([CHAT], 50)
+
+
+GARBAGE = [
+    b"<html>Bad gateway</html>", b"", b"{", b"[1, 2]", b"{}", b'{"choices": null}', b'{"choices": [{}]}',
+    b'{"choices": "text"}', b'{"choices": [null]}', b'{"choices": [{"message": "text"}]}', b"\xff\xfe\x00",
+    b'{"choices": [{"message": {"content": ["a part"]}}]}', b'{"choices": [{"message": {"content": 5}}]}',
+    b'{"choices": [{"message": {"content": "fine"}}], "usage": {"prompt_tokens": "many"}}',
+    b'{"choices": [{"message": {"content": "half a pair: \\ud83d"}}]}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+@pytest.mark.parametrize("question", [CHAT, Question(text="[INST] x [/INST]")])
+def test_garbage_is_no_verdict_or_one_clear_message(scripted, garbage, question):
+    scripted.replies = [(200, garbage)]
+    told = ""
+    try:
+        (reply,) = scripted.client(retries=0).answer([question], 50)
+    except ServerError as error:
+        told = str(error)
+    if told:
+        assert scripted.url in told
+    else:
+        reply.text.encode()
+        assert isinstance(reply.prompt_tokens, int)
+        assert reply.error or reply.text

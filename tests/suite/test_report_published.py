@@ -57,9 +57,10 @@ def test_the_papers_table_has_ours_and_the_difference_or_the_reason(sweep):
     published, ours, difference = (line(part, kind, *address) for kind in ("published", "ours", "difference"))
     assert published["larf"].text == "35.50"
     rates = [100 * run.row["asr/harmbench"] for run in runs]
-    assert ours["random"].text.split()[0] == f"{rates[1]:.2f}"
+    assert ours["random"].text == f"{rates[1]:.2f}"
+    assert ours["random"].interval.startswith("[")
     low, high = sorted(rates[2:])
-    assert ours["larf"].text == f"{(low + high) / 2:.2f} [{low:.2f}, {high:.2f}]"
+    assert (ours["larf"].text, ours["larf"].interval) == (f"{(low + high) / 2:.2f}", f"[{low:.2f}, {high:.2f}]")
     assert difference["larf"].text == f"{(low + high) / 2 - 35.5:+.2f}"
     assert (ours["random"].runs, ours["larf"].runs) == ((2,), (3, 4))
     notes = dict(part.notes)
@@ -102,7 +103,8 @@ def test_html_leads_from_our_figure_to_its_run_and_md_latex_and_csv_have_the_sam
     numbered = [int(n) for n in re.findall(r'href="#run-(\d+)"', shown)]
     assert all(f'id="run-{n}"' in page for n in numbered)
     (part,) = sections(runs, sweep)
-    ours = line(part, "ours", "llama3", "alpaca", "harmbench")["larf"].text
+    figure = line(part, "ours", "llama3", "alpaca", "harmbench")["larf"]
+    ours = f"{figure.text} {figure.interval}"
 
     text = render(sweep, "md")
     rows = [r.split(" | ") for r in text.splitlines() if r.startswith("| ")]
@@ -152,3 +154,19 @@ def test_what_a_label_holds_does_not_run(tmp_path):
     page = write_report(sweep).read_text()
     assert evil not in page
     assert "&lt;script&gt;alert(1)" in page[page.index('id="published"') :]
+
+
+def test_a_sweep_of_another_entry_point_has_the_table_alone(tmp_path):
+    from suite.tables import write_table
+
+    folder = tmp_path / "2025-01-31_12-00-00" / "0"
+    folder.mkdir(parents=True)
+    (folder / "status.json").write_text(json.dumps({"state": "finished", "task": "+experiment=flowlens_stability"}))
+    write_table(
+        folder / "flowlens.parquet", [{"run_id": "f", "data": "xstest", "stability/projection": 0.9, "adapter": None}]
+    )
+    rows = list(csv.DictReader(io.StringIO(render(folder.parent, "csv"))))
+    found = {row["cell"]: row for row in rows}
+    assert float(found["xstest · projection"]["difference"]) == pytest.approx(0.9 - 0.98)
+    assert "the paper says only: above" in found["xstest · projection"]["note"]
+    assert render(folder.parent, "md").startswith("flowlens\\_stability: ")

@@ -1,6 +1,7 @@
 """The statistics against libraries, against plain enumeration, and against what they promise of errors."""
 
 import itertools
+import json
 import math
 from dataclasses import replace
 
@@ -202,6 +203,29 @@ def test_every_condition_of_measuring_counts(tmp_path, column, value, told):
     found = compare(points_of(runs), resamples=100)
     assert found.differences == []
     assert told in found.not_compared[0].reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("fingerprint/code", "abc"), ("version/torch", "2.12.0"), ("version/vllm", "0.32.0"), ("fingerprint/data", "abc"),
+     ("revision/model", "c" * 40), ("prompt_limit", 7), ("judge_version", "0"), ("dtype", "float16"), ("gpus", 8)],
+)  # fmt: skip
+def test_the_ledger_tells_what_differs_between_rows(tmp_path, column, value):
+    """Whatever matters and is not equal stands below the table, tested or not."""
+    from suite.report import write_report
+    from suite.results import conditions
+
+    sweep = fake_sweep(tmp_path, DEMO[1:3])
+    assert conditions([run.row for run in load_sweep(sweep)[0]]) == {}
+    file = sweep / "1" / "record.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {column: value}))
+    (told,) = conditions([run.row for run in load_sweep(sweep)[0]]).items()
+    assert told[0] == column
+    assert str(value) in told[1]
+    if column == "version/torch":
+        page = write_report(sweep).read_text()
+        assert "Not equal across rows" in page
+        assert f"{column}: {value}, " in page
 
 
 def test_other_prompts_and_other_seeds_are_not_paired(tmp_path):
