@@ -96,7 +96,7 @@ def memory(plan: RunPlan, shape: Shape, judge: Shape | None) -> dict[str, int]:
             frozen = weights if plan.train.quantization == "none" else shape.parameters // 2
             held = frozen + 16 * shape.lora_parameters(plan.train.rank, plan.train.target_modules)
         else:
-            held = 16 * shape.parameters  # float32 weights, gradients, Adam's two moments
+            held = 20 * shape.parameters  # float32 weights, gradients twice, Adam's two moments
         if plan.compute.training_sharding == "full" and isinstance(plan.compute.training_processes, int):
             held //= plan.compute.training_processes
         tokens = plan.compute.training_tokens_per_pass
