@@ -134,11 +134,10 @@ def fine_tuning(
     kept = 2.0 * shape.hidden * shape.blocks * pass_tokens if recipe.gradient_checkpointing else 0.0
     activations = kept + _activations(shape, pass_tokens) / (shape.blocks if recipe.gradient_checkpointing else 1)
     logits = 3 * 4.0 * shape.vocabulary * (1 - PROMPT_SHARE) * pass_tokens  # float32: themselves, softmax, gradient
-    # Trained parameters: float32 weight, gradient and Adam's two moments; where they are whole, the gradient's copy (one
-    # process, to take back a pass that did not fit) or buckets (DDP).
-    state = (16.0 if recipe.sharding == "full" else 20.0) * (
-        shape.parameters if full else shape.lora_parameters(recipe.rank)
-    )
+    # Trained parameters: float32 weight, gradient and Adam's two moments; where they are whole, the gradient once more
+    # (one process's copy, to take back a pass that did not fit; DDP's buckets).
+    trained = shape.parameters if full else shape.lora_parameters(recipe.rank)
+    state = (16.0 if recipe.sharding == "full" else 20.0) * trained
     if recipe.kind == "qlora":  # 4 bits, and 0.127 of scales (Dettmers et al. 2023, section 3); embeddings stay
         frozen = (4.127 / 8) * shape.block_parameters + 2.0 * (shape.parameters - shape.block_parameters)
     else:
