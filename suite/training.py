@@ -290,9 +290,9 @@ class _ResponseTrainer(ResumableTrainer):
         if self.tokens_per_pass is None:
             return step(model, inputs, num_items_in_batch)
         parts = token_budget_batches(inputs["lengths"].tolist(), self.tokens_per_pass)
+        padding = self._most(len(parts)) - len(parts)  # before the passes, whose collectives must meet each other's
         losses = [step(model, _rows(inputs, part), num_items_in_batch) for part in parts]
-        for _ in range(self._most(len(parts)) - len(parts)):
-            losses.append(step(model, padding_pass(), num_items_in_batch))
+        losses += [step(model, padding_pass(), num_items_in_batch) for _ in range(padding)]
         return torch.stack(losses).sum()
 
     def _most(self, parts: int) -> int:
