@@ -310,7 +310,8 @@ class _ResponseTrainer(ResumableTrainer):
         # keeps its copies of the adapters until it ends, and must not outlive an optimiser step.
         with torch.autocast(batch.ids.device.type, dtype) if dtype else contextlib.nullcontext():
             if self.shares.processes > 1:
-                out = Supervised(*model(batch.ids, batch.labels, batch.lengths), len(batch.ids), None)
+                logits, targets, supervised = model(batch.ids, batch.labels, batch.lengths)
+                out = Supervised(logits, targets, supervised, len(batch.ids))
             else:
                 out = supervised_forward(model, batch, hidden_states=self.hidden_states)
         loss = out.token_losses().sum() / num_items_in_batch
