@@ -18,7 +18,7 @@ ENDS = 5_000  # rows of each
 
 
 def score_rows(
-    scores: Scores, data: Data, selected: Sequence[str], places: Sequence[int] | None = None
+    scores: Scores, data: Data, selected: Sequence[str], places: Sequence[int] | np.ndarray | None = None
 ) -> list[dict[str, Any]]:
     """Each sample's score, components and rank, in rank order.
 
