@@ -7,7 +7,7 @@ import numpy as np
 
 from suite.flowlens.page import write_sections
 from suite.report.plots import Plot
-from suite.report.svg import MUTED, color_of, figure, inline, style
+from suite.report.svg import MUTED, TEXT, color_of, figure, inline, style
 from suite.tables import read_table
 
 Row = dict[str, Any]
@@ -60,7 +60,8 @@ def _plot(label: str, points: list[Row]) -> Plot:
         axis.scatter(before[:, 0], before[:, 1], s=10, color=MUTED, linewidths=0, alpha=0.7, label="un-tuned")
         axis.scatter(after[:, 0], after[:, 1], s=10, color=color_of(0), linewidths=0, alpha=0.7, label=label)
         start, end = before.mean(axis=0), after.mean(axis=0)
-        axis.annotate("", xy=tuple(end), xytext=tuple(start), arrowprops={"arrowstyle": "->", "linewidth": 1.6})
+        arrow = {"arrowstyle": "->", "linewidth": 1.6, "color": TEXT}
+        axis.annotate("", xy=tuple(end), xytext=tuple(start), arrowprops=arrow)
         # The same frame in every panel, so that moves can be compared.
         for low_high, values in ((axis.set_xlim, x), (axis.set_ylim, y)):
             margin = 0.05 * float(np.ptp(values))

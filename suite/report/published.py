@@ -62,13 +62,8 @@ class Section:
 def sections(runs: Sequence[Run], sweep: Path) -> list[Section]:
     """One a published table that the jobs' experiments are named after; none for other sweeps."""
     asked = dict.fromkeys(name for status in sorted(sweep.rglob("status.json")) for name in experiments_of(status))
-    found = dict.fromkeys(table for name in asked if (table := _table_of(name)) is not None)
-    return [section(tables()[name], sweep, [str(run.row.get("run_id")) for run in runs]) for name in found]
-
-
-def _table_of(experiment: str) -> str | None:
-    """``larf_table1_laptop`` is the small version of ``larf_table1``."""
-    return next((name for name in (experiment, experiment.removesuffix("_laptop")) if name in tables()), None)
+    run_ids = [str(run.row.get("run_id")) for run in runs]
+    return [section(tables()[name], sweep, run_ids) for name in asked if name in tables()]
 
 
 def section(table: PublishedTable, sweep: Path, run_ids: Sequence[str] = ()) -> Section:

@@ -176,10 +176,7 @@ def test_table_2_drops_a_fifth_at_either_scale():
 
 def test_table_3_ranks_alpaca_as_published():
     made = plans("larf_table3")
-    assert {(p.model.name, p.dataset.name, p.method.name) for p in made} == {
-        tuple(wanted[k] for k in ("model", "dataset", "method"))
-        for wanted in table("larf_table3").ours.where["method"].values()
-    }
+    assert {(p.model.name, p.dataset.name, p.method.name) for p in made} == set(table("larf_table3").row_keys())
 
 
 def test_table_5_and_figure_3_take_the_ends_that_they_compare():

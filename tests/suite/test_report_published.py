@@ -79,7 +79,7 @@ def test_the_papers_table_has_ours_and_the_difference_or_the_reason(sweep):
 def test_departures_and_other_models_are_told(tmp_path):
     sweep = fake_sweep(tmp_path, POINTS)
     for status in sweep.glob("*/status.json"):
-        status.write_text(json.dumps({"state": "finished", "task": "+experiment=larf_table1_laptop,seed=1"}))
+        status.write_text(json.dumps({"state": "finished", "task": "+experiment=larf_table1,scale=laptop,seed=1"}))
     runs, _ = load_sweep(sweep)
     (part,) = sections(runs, sweep)
     assert {each.kind for each in part.lines if each.address[0] == "llama3"} == {"published", "ours"}

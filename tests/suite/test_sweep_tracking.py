@@ -53,7 +53,7 @@ def test_one_run_needs_none_and_disabled_is_respected(tmp_path):
 def test_the_papers_table_of_an_experiments_sweep(tmp_path):
     sweep = fake_sweep(tmp_path, DEMO)
     for status in sweep.glob("*/status.json"):
-        status.write_text(json.dumps({"state": "finished", "task": "+experiment=larf_table1_laptop,seed=1"}))
+        status.write_text(json.dumps({"state": "finished", "task": "+experiment=larf_table1,scale=laptop,seed=1"}))
     runs = load_sweep(sweep)[0]
     settings(sweep, "offline")
     track_sweep(sweep, runs, compare(points_of(runs), resamples=200))
