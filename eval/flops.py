@@ -65,7 +65,7 @@ class Shape:
         share = blocks / self.blocks
         return replace(self, parameters=share * self.parameters, trained=share * self.trained, blocks=blocks)
 
-    def forward(self, lengths: Iterable[int], positions: float = 0) -> float:
+    def forward(self, lengths: Iterable[float], positions: float = 0) -> float:
         """Of sequences of ``lengths`` tokens, with logits at ``positions`` of them in all."""
         tokens, squares = _sums(lengths)
         return 2 * self.parameters * tokens + 4 * self.attention * self.blocks * squares + 2 * self.head * positions
@@ -111,7 +111,7 @@ def _configured(config: Any) -> tuple[int, int, int]:
     return text.num_hidden_layers, heads * width, text.vocab_size * text.hidden_size
 
 
-def _sums(lengths: Iterable[int]) -> tuple[float, float]:
+def _sums(lengths: Iterable[float]) -> tuple[float, float]:
     """Of the lengths and of their squares."""
     given = [float(n) for n in lengths]
     return sum(given), sum(n * n for n in given)

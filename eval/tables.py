@@ -33,14 +33,16 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     if ending[0] == ".parquet":
         yield from _parquet_rows(path)
         return
+    if ending[0] == ".jsonl":
+        yield from _jsonl_rows(path, gzipped)
+        return
     try:
         data = gzip.decompress(path.read_bytes()) if gzipped else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(path, f"cannot be read: {error}") from error
     text = _decode(path, data)
-    reader = {".jsonl": _jsonl_rows, ".json": _json_rows}.get(ending[0])
-    if reader is not None:
-        yield from reader(path, text)
+    if ending[0] == ".json":
+        yield from _json_rows(path, text)
     else:
         yield from _delimited_rows(path, text, "\t" if ending[0] == ".tsv" else ",")
 
@@ -71,10 +73,19 @@ def _decode(path: Path, data: bytes) -> str:
         raise DataError(path, f"not UTF-8 (byte 0x{data[error.start]:02x})", line) from error
 
 
-def _jsonl_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    for line, raw in enumerate(text.split("\n"), start=1):
-        if raw.strip():
-            yield line, _object(path, line, _parse(path, line, raw))
+def _jsonl_rows(path: Path, gzipped: bool) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line by line: a file of a million rows is never in memory whole."""
+    try:
+        with gzip.open(path) if gzipped else path.open("rb") as handle:
+            for line, raw in enumerate(handle, start=1):
+                try:
+                    text = raw.decode("utf-8-sig" if line == 1 else "utf-8")
+                except UnicodeDecodeError as error:
+                    raise DataError(path, f"not UTF-8 (byte 0x{raw[error.start]:02x})", line) from error
+                if text.strip():
+                    yield line, _object(path, line, _parse(path, line, text))
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(path, f"cannot be read: {error}") from error
 
 
 def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from baselines.records import Sample, Scores
+from baselines.records import Scores
 from eval.errors import KeelBenchError
 from eval.judges import Judge
 from eval.metrics import ATTACK_SUCCEEDED, category_rates, safety_rates
@@ -21,6 +21,7 @@ from suite.cache import Entry, StageCache, fingerprint
 from suite.conditions import decoding, devices, template_fingerprint
 from suite.flops import compute_costs
 from suite.plan import RunPlan
+from suite.ranking import sample_row, score_rows, tracked_places, write_ranking, write_selected
 from suite.records import RunRecord, write_record
 from suite.sources import commit_of
 from suite.stages.checkpoints import Answers, as_adapters, complete_checkpoints, curve_points, safety_curve
@@ -32,6 +33,7 @@ from suite.stages.judging import judge_completions, score_means, total_usage, wi
 from suite.stages.models import LoadedModel, locate, prepare
 from suite.stages.scoring import score
 from suite.stages.selection import cut_size, select
+from suite.stages.training_ranks import check_training
 from suite.stages.utility import load_tasks, measure_utility
 from suite.tables import write_table
 from suite.tracking import Tracker
@@ -69,6 +71,11 @@ def check(plan: RunPlan) -> tuple[Data, dict[str, list[Prompt]], dict[str, Utili
     tasks: dict[str, UtilityTask] = {}
     try:
         tasks = load_tasks(plan.utility, plan.paths.data)
+    except KeelBenchError as error:
+        problems.append(str(error))
+    try:
+        if plan.method.fine_tunes:
+            check_training(plan.train, plan.compute, plan.regularizer)
     except KeelBenchError as error:
         problems.append(str(error))
     try:
@@ -114,10 +121,9 @@ def run(plan: RunPlan, folder: Path, sweep: str) -> RunRecord:
         elif plan.method.fine_tunes:
             selected = [s.id for s in data.samples]
         if plan.method.fine_tunes:
-            lookup = data.lookup()
             adapter = fine_tune_selection(
                 model,
-                [lookup[i] for i in selected],
+                data.chosen(selected),
                 plan.train,
                 regularizer=plan.regularizer,
                 seed=plan.seed,
@@ -230,7 +236,7 @@ def run(plan: RunPlan, folder: Path, sweep: str) -> RunRecord:
             write_table(folder / "training.parquet", adapter.curve)
         write_record(folder, record)
         tracker.summary(record.row())
-        log_artifacts(tracker, folder, record, adapter.folder if adapter else None)
+        log_artifacts(tracker, folder, record, adapter.folder if adapter and not adapter.whole else None)
     return record
 
 
@@ -246,19 +252,21 @@ def _write_tables(
     verdicts: Mapping[str, Sequence[Verdict]],
 ) -> None:
     """The run's tables on disk, and the same rows in W&B."""
-    tables = {
-        "completions": [
-            row
-            for name, asked in prompts.items()
-            for row in completion_rows(asked, completions[name][0], verdicts[name], plan.tracking.show_harmful)
-        ],
-        "selected": [_sample_row(s) for s in _in_order(data, selected)],
-        "scores": [] if scores is None else score_rows(scores, data, selected),
-    }
-    for name, rows in tables.items():
-        if rows:
-            write_table(folder / f"{name}.parquet", rows)
-            tracker.table(name, rows)
+    rows = [
+        row
+        for name, asked in prompts.items()
+        for row in completion_rows(asked, completions[name][0], verdicts[name], plan.tracking.show_harmful)
+    ]
+    if rows:
+        write_table(folder / "completions.parquet", rows)
+        tracker.table("completions", rows)
+    if selected:
+        write_selected(folder / "selected.parquet", data, selected)
+        tracked = [selected[i] for i in tracked_places(len(selected))]
+        tracker.table("selected", [sample_row(s) for s in data.chosen(tracked)])
+    if scores is not None:
+        write_ranking(folder / "scores.parquet", scores, data, selected)
+        tracker.table("scores", score_rows(scores, data, selected, tracked_places(len(scores.ids))))
 
 
 def completion_rows(
@@ -285,37 +293,6 @@ def completion_rows(
             }
         )
     return rows
-
-
-def score_rows(scores: Scores, data: Data, selected: Sequence[str]) -> list[dict[str, Any]]:
-    """Each sample's score, components and rank, in rank order."""
-    chosen, lookup, ranks = set(selected), data.lookup(), scores.ranks()
-    return [
-        {
-            "rank": int(ranks[i]),
-            "id": scores.ids[i],
-            "score": float(scores.score[i]),
-            **{name: float(values[i]) for name, values in scores.components.items()},
-            "selected": scores.ids[i] in chosen,
-            **{k: v for k, v in _sample_row(lookup[scores.ids[i]]).items() if k != "id"},
-        }
-        for i in scores.ranking()
-    ]
-
-
-def _in_order(data: Data, ids: Sequence[str]) -> list[Sample]:
-    lookup = data.lookup()
-    return [lookup[i] for i in ids]
-
-
-def _sample_row(sample: Sample) -> dict[str, Any]:
-    return {
-        "id": sample.id,
-        "category": sample.category,
-        "prompt": sample.prompt,
-        "response": sample.response,
-        "response_characters": len(sample.response),
-    }
 
 
 def _public(plan: RunPlan) -> dict[str, Any]:

@@ -26,14 +26,10 @@ from suite.sources import HubSet, Source
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoraRecipe:
-    """Supervised fine-tuning with LoRA (Hu et al. 2022)."""
+class Recipe:
+    """Supervised fine-tuning; of all weights, where it is not a LoraRecipe."""
 
     name: str
-    rank: int
-    alpha: int
-    dropout: float
-    target_modules: tuple[str, ...]
     learning_rate: float
     epochs: float
     batch_size: int  # conversations a forward pass
@@ -43,6 +39,23 @@ class LoraRecipe:
     weight_decay: float
     max_grad_norm: float
     max_length: int  # tokens of a conversation
+
+    def identity(self) -> dict[str, Any]:
+        """What a stage's key knows of it: not its name, and options that came later only where they are used."""
+        later = {f.name: f.default for f in dataclasses.fields(self) if f.default is not dataclasses.MISSING}
+        values = dataclasses.asdict(self)
+        return {k: v for k, v in values.items() if k != "name" and not (k in later and v == later[k])}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraRecipe(Recipe):
+    """Supervised fine-tuning with LoRA (Hu et al. 2022), perhaps on quantised weights (Dettmers et al. 2023)."""
+
+    rank: int
+    alpha: int
+    dropout: float
+    target_modules: tuple[str, ...]
+    quantization: typing.Literal["none", "nf4"] = "none"  # of the frozen weights, while they are trained on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +191,10 @@ class ComputeSpec:
     training_tokens_per_pass: int
     max_length: int
     threads: int | None
+    training_processes: int | typing.Literal["auto"] = 1  # auto = one a visible GPU
+    training_sharding: typing.Literal["none", "full"] = "none"  # full: FSDP over the training processes
+    gradient_checkpointing: bool = False
+    device_map: typing.Literal["auto"] | None = None  # auto: one model's blocks over all visible GPUs
     checkpoint_seconds: float = 60.0  # between two states of a fine-tuning on disk; 0 = after every step
 
 
@@ -196,7 +213,7 @@ class RunPlan:
     method: Method
     regularizer: Regularizer
     selection: SelectionSpec
-    train: LoraRecipe
+    train: Recipe
     benchmarks: tuple[BenchmarkSource, ...]
     evaluation: EvalSpec
     utility: UtilitySpec
@@ -253,7 +270,7 @@ def plan_from_config(config: Mapping[str, Any]) -> RunPlan:
         method=method,
         regularizer=regularizer,
         selection=_selection(config["selection"]),
-        train=build(LoraRecipe, config["train"], "train"),
+        train=recipe_of(config["train"]),
         benchmarks=tuple(_benchmark(name, spec) for name, spec in (config["benchmark"] or {}).items()),
         evaluation=_evaluation(config["eval"], method),
         utility=_utility(config["utility"]),
@@ -297,6 +314,12 @@ def method_of(config: Mapping[str, Any]) -> Method:
     return method
 
 
+def recipe_of(config: Mapping[str, Any]) -> Recipe:
+    """The recipe that a section such as ``conf/train/lora.yaml`` describes; one without a rank trains all weights."""
+    recipe: Recipe = build(LoraRecipe if "rank" in config else Recipe, config, "train")
+    return recipe
+
+
 def judge_of(config: Mapping[str, Any]) -> Judge:
     """The judge that a section such as ``conf/judge/llama_guard.yaml`` describes."""
     options = dict(config)
@@ -319,6 +342,8 @@ def model_spec(config: Mapping[str, Any]) -> ModelSpec:
         spec = None
     else:
         recipe = build(LoraRecipe, align.pop("recipe"), "model.align.recipe")
+        if recipe.quantization != "none":
+            raise KeelBenchError("model.align.recipe.quantization=none: an alignment is merged into the weights")
         spec = build(AlignSpec, {**align, "recipe": recipe}, "model.align")
     return build(ModelSpec, {**values, "align": spec}, "model")
 

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from eval.errors import KeelBenchError
-from suite.plan import BackendSpec, RunPlan, VllmSpec
+from suite.plan import BackendSpec, LoraRecipe, RunPlan, VllmSpec
 from suite.preflight.findings import Finding
 from suite.preflight.shapes import BYTES, Shape
 from suite.stages.generation import check_backend
@@ -92,9 +92,15 @@ def memory(plan: RunPlan, shape: Shape, judge: Shape | None) -> dict[str, int]:
     token = shape.blocks * width * (20 * shape.hidden + 8 * shape.intermediate)  # what backward keeps of one
     needs = {}
     if plan.method.fine_tunes:
-        lora = shape.lora_parameters(plan.train.rank, plan.train.target_modules)
+        if isinstance(plan.train, LoraRecipe):
+            frozen = weights if plan.train.quantization == "none" else shape.parameters // 2
+            held = frozen + 16 * shape.lora_parameters(plan.train.rank, plan.train.target_modules)
+        else:
+            held = 20 * shape.parameters  # float32 weights, gradients twice, Adam's two moments
+        if plan.compute.training_sharding == "full" and isinstance(plan.compute.training_processes, int):
+            held //= plan.compute.training_processes
         tokens = plan.compute.training_tokens_per_pass
-        needs["fine-tuning"] = weights + 16 * lora + tokens * (token + 6 * shape.vocabulary)
+        needs["fine-tuning"] = held + tokens * (token + 6 * shape.vocabulary)
     if plan.method.scores and plan.method.uses_model:
         forward = plan.compute.scoring_tokens_per_batch * width * (8 * shape.hidden + 4 * shape.intermediate)
         gradients = plan.method.name in ("gradsafe", "bi_anchoring", "seal")

@@ -12,7 +12,7 @@ from eval.flops import Work
 from eval.judges.model_judge import ModelJudge
 from eval.records import Prompt
 from suite.cache import MANIFEST, Entry, StageCache
-from suite.plan import RunPlan
+from suite.plan import LoraRecipe, RunPlan
 from suite.preflight.shapes import BYTES, Shape
 from suite.stages.data import Data
 from suite.stages.finetuning import Adapter, fine_tune_selection
@@ -133,7 +133,7 @@ class _Walk:
             self.add("alignment", self.model, 4 * tokens * self.shape.block_parameters, tokens, size)
         return None
 
-    def selected(self, model: LoadedModel | None, cache: StageCache) -> list[Sample] | None:
+    def selected(self, model: LoadedModel | None, cache: StageCache) -> Sequence[Sample] | None:
         """The samples that are trained on; None where the scores that say so are not there."""
         plan, samples = self.plan, self.data.samples
         if not plan.method.scores:
@@ -143,8 +143,7 @@ class _Walk:
                 scores: Scores = score(
                     plan.method, model, self.data, seed=plan.seed, compute=plan.compute, cache=cache
                 ).scores
-                lookup = self.data.lookup()
-                return [lookup[i] for i in select(plan.selection, scores)]
+                return self.data.chosen(select(plan.selection, scores))
             except _GONE:
                 pass
         if plan.method.uses_model:
@@ -155,7 +154,9 @@ class _Walk:
             self.add("scoring", self.scored, per_token * tokens * self.shape.block_parameters)
         return None
 
-    def adapter(self, model: LoadedModel | None, selected: list[Sample] | None, cache: StageCache) -> Adapter | None:
+    def adapter(
+        self, model: LoadedModel | None, selected: Sequence[Sample] | None, cache: StageCache
+    ) -> Adapter | None:
         plan = self.plan
         if not plan.method.fine_tunes:
             return None
@@ -175,8 +176,11 @@ class _Walk:
         else:
             once = _tokens(selected)
         tokens = int(once * plan.train.epochs)
-        size = 4 * self.shape.lora_parameters(plan.train.rank, plan.train.target_modules)
-        self.add("fine-tuning", self.tuned, 4 * tokens * self.shape.block_parameters, tokens, size)
+        if isinstance(plan.train, LoraRecipe):
+            passes, size = 4, 4 * self.shape.lora_parameters(plan.train.rank, plan.train.target_modules)
+        else:  # the weights' own gradients, too, and a whole model on disk
+            passes, size = 6, self.shape.parameters * BYTES.get(plan.model.dtype, 4)
+        self.add("fine-tuning", self.tuned, passes * tokens * self.shape.block_parameters, tokens, size)
         return None
 
     def answered(

@@ -14,9 +14,9 @@ from suite.plan import (
     ComputeSpec,
     DatasetSpec,
     EvalSpec,
-    LoraRecipe,
     ModelSpec,
     PathsSpec,
+    Recipe,
     TrackingSpec,
     _benchmark,
     build,
@@ -26,6 +26,7 @@ from suite.plan import (
     method_of,
     model_spec,
     paths_spec,
+    recipe_of,
     refuse_unknown,
 )
 from suite.purify.cut import COMBINE, CutSpec, check_combination
@@ -65,7 +66,7 @@ class PurifyPlan:
     nearest_rows: int  # dropped rows whose nearest anchors are looked up, highest score first; 0 = none
     verify: bool
     verify_rows: int  # of each of kept, dropped, random
-    train: LoraRecipe
+    train: Recipe
     benchmarks: tuple[BenchmarkSource, ...]
     evaluation: EvalSpec
     judge: Judge
@@ -136,7 +137,7 @@ def purify_plan(config: Mapping[str, Any]) -> PurifyPlan:
         nearest_rows=checked(int, config["nearest_rows"], "nearest_rows"),
         verify=checked(bool, config["verify"], "verify"),
         verify_rows=_positive(config, "verify_rows") or 0,
-        train=build(LoraRecipe, config["train"], "train"),
+        train=recipe_of(config["train"]),
         benchmarks=tuple(_benchmark(name, spec) for name, spec in (config["benchmark"] or {}).items()),
         evaluation=build(EvalSpec, config["eval"], "eval"),
         judge=judge_of(config["judge"]),

@@ -55,12 +55,12 @@ def _ranking(runs: Sequence[Run]) -> Cells | None:
     # A method that draws lots ranks anew for every seed; the first seed's ranking stands for them.
     same = [run for run in runs if run.scoring == runs[0].scoring]
     columns = ["rank", "id", "score", "category", "prompt", "response", "response_characters"]
-    first, table = next(((run, t) for run in same if (t := run.table("scores", columns)) is not None), (None, None))
-    if first is None or table is None:
+    first, found = next(
+        ((run, t) for run in same if (t := run.ends("scores", columns, RANKED)) is not None), (None, None)
+    )
+    if first is None or found is None:
         return None
-    n = table.num_rows
-    top = list(range(min(RANKED, n)))
-    bottom = list(range(max(n - RANKED, len(top)), n))
+    n, top, bottom = found
     points = {run.name: run for run in reversed(same)}  # of seeds, the first
     chosen: list[tuple[str, Any]] = []
     for name in list(by_name(same))[:SELECTORS]:
@@ -68,7 +68,7 @@ def _ranking(runs: Sequence[Run]) -> Cells | None:
         if flags is not None and flags.num_rows == n:
             chosen.append((name, flags["selected"].to_numpy(zero_copy_only=False)))
 
-    def rows(places: Sequence[int]) -> list[Cells]:
+    def rows(table: pa.Table, start: int) -> list[Cells]:
         return [
             {
                 **sample,
@@ -77,13 +77,13 @@ def _ranking(runs: Sequence[Run]) -> Cells | None:
                 "response": shorten(sample["response"], SAMPLE_CHARACTERS),
                 "selected_by": [name for name, flags in chosen if flags[place]],
             }
-            for place, sample in zip(places, table.take(pa.array(places, pa.int64())).to_pylist(), strict=True)
+            for place, sample in enumerate(table.to_pylist(), start)
         ]
 
     ends = [
         {"title": title, "rows": found, "characters": statistics.mean(r["response_characters"] for r in found),
          "lists": 100 * statistics.mean(r["list_share"] > 0 for r in found)}
-        for title, found in (("highest", rows(top)), ("lowest", rows(bottom)))
+        for title, found in (("highest", rows(top, 0)), ("lowest", rows(bottom, n - bottom.num_rows)))
         if found
     ]  # fmt: skip
     row = first.row

@@ -4,10 +4,10 @@ import hashlib
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 from eval.errors import KeelBenchError
 from suite.records import read_row
 from suite.results import Row
+
+T = TypeVar("T")
 
 QUALITY = "filter_quality.parquet"
 
@@ -43,9 +45,30 @@ class Run:
 
     def table(self, table: str, columns: Sequence[str] | None = None) -> pa.Table | None:
         """A table of the run's; None where it is missing or unreadable, which ``missing`` then says."""
+        return self._read(table, lambda path: pq.read_table(path, columns=columns))
+
+    def ends(self, table: str, columns: Sequence[str], count: int) -> tuple[int, pa.Table, pa.Table] | None:
+        """A table's number of rows, its first ``count`` rows and its last (of those behind them), reading no more of a
+        large file than the row groups that they are in; None as ``table``."""
+
+        def read(path: Path) -> tuple[int, pa.Table, pa.Table]:
+            with pq.ParquetFile(path) as file:
+                groups = range(file.metadata.num_row_groups)
+                sizes = [file.metadata.row_group(g).num_rows for g in groups]
+                n = sum(sizes)
+                head = next((g + 1 for g in groups if sum(sizes[: g + 1]) >= count), len(sizes))
+                tail = next((g for g in reversed(groups) if sum(sizes[g:]) >= count), 0)
+                first = file.read_row_groups(list(groups[:head]), columns=list(columns)).slice(0, count)
+                last = file.read_row_groups(list(groups[tail:]), columns=list(columns))
+                behind = min(count, max(0, n - count))
+                return n, first, last.slice(last.num_rows - behind)
+
+        return self._read(table, read)
+
+    def _read(self, table: str, read: Callable[[Path], T]) -> T | None:
         path = self.folder / f"{table}.parquet"
         try:
-            return pq.read_table(path, columns=columns)
+            return read(path)
         except (OSError, pa.ArrowException) as error:
             note = f"{table}.parquet ({'absent' if not path.exists() else type(error).__name__})"
             if self._expected(table) and note not in self.missing:

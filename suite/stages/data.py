@@ -1,18 +1,24 @@
 """Samples and prompts: read, cut to size, fingerprinted."""
 
 import hashlib
+import itertools
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from baselines.records import Sample
-from baselines.samples import load_samples, samples_from_rows
+from baselines.samples import iterate_samples
 from eval.benchmarks import checksum, load_benchmark, prompts_from_rows, take
 from eval.records import Prompt
+from eval.tables import read_rows
 from suite.mixture import mixed
 from suite.plan import BenchmarkSource, DatasetSpec
+from suite.stages.sample_table import SampleTable
+
+IN_MEMORY = 50_000  # samples held as Python objects at most (some 70 MB); more go to a file
 
 log = logging.getLogger(__name__)
 
@@ -21,12 +27,16 @@ log = logging.getLogger(__name__)
 class Data:
     """A fine-tuning set and what it is known by."""
 
-    samples: list[Sample]
+    samples: Sequence[Sample]  # a list, or a SampleTable where there are many
     skipped: dict[str, int]
     key: str  # hash of the samples' ids, in order
 
-    def lookup(self) -> dict[str, Sample]:
-        return {s.id: s for s in self.samples}
+    def chosen(self, ids: Sequence[str]) -> list[Sample]:
+        """The samples of these ids, in their order."""
+        if isinstance(self.samples, SampleTable):
+            return self.samples.take(self.samples.places(ids))
+        lookup = {s.id: s for s in self.samples}
+        return [lookup[i] for i in ids]
 
 
 def ids_key(ids: Sequence[str]) -> str:
@@ -39,19 +49,24 @@ def load_data(spec: DatasetSpec, data_root: Path | None) -> Data:
     Raises:
         DataError: no source, an unreadable one, a broken row.
     """
-    path = spec.source.file(spec.name, data_root)
-    if path is not None:
-        loaded = load_samples(path, source=spec.name, format=spec.format)
-    else:
-        rows = spec.source.hub_rows(spec.name, data_root)
-        loaded = samples_from_rows(rows, path=f"hub data set of {spec.name}", source=spec.name, format=spec.format)
-    samples = loaded.samples
+    file = spec.source.file(spec.name, data_root)
+    path: object = file or f"hub data set of {spec.name}"
+    rows = read_rows(file) if file is not None else spec.source.hub_rows(spec.name, data_root)
+    skipped: Counter[str] = Counter()
+    samples = _held(iterate_samples(rows, skipped, path=path, source=spec.name, format=spec.format))
     if spec.safety_ratio is not None:
         samples = mixed(spec, samples, data_root)
     if spec.limit is not None:
         kept = set(sorted(s.id for s in samples)[: spec.limit])
         samples = [s for s in samples if s.id in kept]
-    return Data(samples, loaded.skipped, ids_key([s.id for s in samples]))
+    return Data(samples, dict(skipped), ids_key([s.id for s in samples]))
+
+
+def _held(samples: Iterator[Sample]) -> Sequence[Sample]:
+    """A list of few samples, a file of many."""
+    first = list(itertools.islice(samples, IN_MEMORY))
+    after = next(samples, None)
+    return first if after is None else SampleTable.write(itertools.chain(first, [after], samples))
 
 
 def load_prompts(benchmark: BenchmarkSource, limit: int | None, data_root: Path | None) -> list[Prompt]:

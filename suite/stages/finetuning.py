@@ -1,4 +1,4 @@
-"""A LoRA adapter from a selection, and what it was on the way."""
+"""A LoRA adapter (or a whole tuned model) from a selection, and what it was on the way."""
 
 import functools
 import json
@@ -7,17 +7,16 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from baselines.records import Sample
 from baselines.regularizer import Regularizer
 from eval.flops import Work
 from suite.cache import Entry, StageCache
-from suite.conditions import devices
-from suite.plan import LoraRecipe
-from suite.progress import progress
+from suite.plan import LoraRecipe, Recipe
 from suite.stages.data import ids_key
 from suite.stages.models import LoadedModel
+from suite.stages.ranks import process_count
+from suite.stages.training_ranks import Job, check_training, load_base, quantised, train, train_over_processes
 from suite.unfinished import Unfinished, without_checksum
 
 CURVE = "curve"
@@ -32,6 +31,7 @@ class Adapter:
     truncated: int
     checkpoints: tuple["Checkpoint", ...] = ()
     checkpoints_entry: Entry | None = None
+    whole: bool = False  # the folder holds all weights, not an adapter (train=full)
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Checkpoint:
 def fine_tune_selection(
     model: LoadedModel,
     samples: Sequence[Sample],
-    recipe: LoraRecipe,
+    recipe: Recipe,
     *,
     regularizer: Regularizer,
     seed: int,
@@ -57,8 +57,15 @@ def fine_tune_selection(
 
     With ``every``, the adapter after each ``every`` steps is kept too, as a stage of its own: keeping them changes
     nothing of the training, so the adapter's key does not know of it. Where the adapter is in the cache and they are
-    not, they take a second training.
+    not, they take a second training. Nor does it know of the number of processes, which changes rounding only.
+
+    An adapter's training in this process goes on where it was if it was stopped; one over several processes, and one of
+    all weights, whose state is six times the model, begins again.
+
+    Raises:
+        KeelBenchError: settings that cannot go together (``check_training``), or what training finds wrong.
     """
+    check_training(recipe, model.compute, regularizer)
     samples = sorted(samples, key=lambda s: s.id)
     inputs = json.loads(
         json.dumps(
@@ -67,7 +74,7 @@ def fine_tune_selection(
                 "dtype": model.spec.dtype,
                 "attention": model.spec.attention,
                 "samples": ids_key([s.id for s in samples]),
-                "recipe": {k: v for k, v in asdict(recipe).items() if k != "name"},
+                "recipe": recipe.identity(),
                 "regularizer": {"name": regularizer.name, "version": regularizer.version, **asdict(regularizer)},
                 "seed": seed,
             }
@@ -75,8 +82,13 @@ def fine_tune_selection(
     )
     curve_inputs = inputs | {"every": every}
 
-    def train(out: Path, unfinished: Unfinished) -> Work:
-        done = _train(model, samples, recipe, regularizer, seed, out, unfinished, every)
+    def tune(out: Path, unfinished: Unfinished) -> Work:
+        kept = unfinished.folder / CURVE
+        job = Job(samples, recipe, regularizer, seed, model.weights.folder, model.spec, model.compute, out, kept, every)
+        return _tune(model, job, unfinished)
+
+    def train_stage(out: Path, unfinished: Unfinished) -> Work:
+        done = tune(out, unfinished)
         if every is not None:  # left where the next stage looks for it: a kill between the two loses nothing
             next_stage = cache.unfinished("checkpoints", cache.key("checkpoints", "1", curve_inputs))
             _hand_over(unfinished.folder / CURVE, Unfinished(next_stage))
@@ -86,16 +98,26 @@ def fine_tune_selection(
         if _handed_over(unfinished, out):
             return Work(flops=0.0)  # kept on the way, unless it takes a second training
         with tempfile.TemporaryDirectory() as again:
-            done = _train(model, samples, recipe, regularizer, seed, Path(again), unfinished, every)
+            done = tune(Path(again), unfinished)
         shutil.copytree(unfinished.folder / CURVE, out, dirs_exist_ok=True)
         return done
 
-    entry = cache.resumable_entry("adapter", "1", inputs, train, f"({len(samples)} samples)")
+    stage = "adapter" if isinstance(recipe, LoraRecipe) else "tuned_model"
+    entry = cache.resumable_entry(stage, "1", inputs, train_stage, f"({len(samples)} samples)")
     kept_entry = None
     if every is not None:
         kept_entry = cache.resumable_entry("checkpoints", "1", curve_inputs, collect, f"(every {every} steps)")
     log = json.loads((entry.path / "training.json").read_text())
-    return Adapter(entry.path, entry.key, entry, log["curve"], log["truncated"], _checkpoints(kept_entry), kept_entry)
+    return Adapter(
+        entry.path,
+        entry.key,
+        entry,
+        log["curve"],
+        log["truncated"],
+        _checkpoints(kept_entry),
+        kept_entry,
+        whole=stage == "tuned_model",
+    )
 
 
 def _hand_over(curve: Path, to: Unfinished) -> None:
@@ -137,61 +159,18 @@ def _checkpoints(entry: Entry | None) -> tuple[Checkpoint, ...]:
     return tuple(Checkpoint(n, entry.path / f"step-{n}", f"{entry.key}/step-{n}") for n in steps)
 
 
-def _train(
-    model: LoadedModel,
-    samples: Sequence[Sample],
-    recipe: LoraRecipe,
-    regularizer: Regularizer,
-    seed: int,
-    out: Path,
-    unfinished: Unfinished,
-    every: int | None,
-) -> Work:
-    """The adapter into ``out``, and into ``CURVE`` in the unfinished folder what it was after each ``every`` steps and
-    at the end."""
-    from suite.checkpointing import Checkpoints
-    from suite.training import attach_lora, fine_tune
-
-    base, tokenizer = model.get()
-    adapted = attach_lora(base, recipe, seed)
+def _tune(model: LoadedModel, job: Job, unfinished: Unfinished) -> Work:
+    """Train; ``job.kept`` is in the unfinished folder."""
+    count = process_count(model.compute.training_processes, "compute.training_processes")
+    resumable = count == 1 and isinstance(job.recipe, LoraRecipe)
+    if not resumable:
+        shutil.rmtree(job.kept, ignore_errors=True)  # of a training that was stopped
+    if count > 1:
+        model.drop()  # its memory is the ranks' now
+        return train_over_processes(job, count)
+    if resumable and not quantised(job.recipe):
+        base, tokenizer = model.get()
+    else:
+        base, tokenizer = load_base(job)
     model.drop()  # the adapters live in the base model's modules; whoever needs it next loads it clean
-    # Which base it belongs to, without the path of somebody's cache.
-    adapted.peft_config["default"].base_model_name_or_path = model.spec.source
-
-    curve = unfinished.folder / CURVE
-    checkpoints = Checkpoints(
-        unfinished,
-        seconds=model.compute.checkpoint_seconds,
-        beside=curve if every is not None else None,
-        report=regularizer.report,
-        restore=regularizer.go_on_from,
-    )
-    with progress("fine-tuning", None) as advance, tempfile.TemporaryDirectory() as scratch:
-
-        def on_step(step: int, total: int) -> None:
-            advance.to(step, total)
-            if every is not None and (step % every == 0 or step == total):
-                _save(adapted, curve / f"step-{step}")
-
-        log = fine_tune(
-            adapted,
-            tokenizer,
-            samples,
-            recipe,
-            seed=seed,
-            work_dir=Path(scratch),
-            auxiliary_loss=None if regularizer.name == "none" else regularizer.auxiliary_loss,
-            hidden_states=regularizer.hidden_states,
-            tokens_per_pass=model.compute.training_tokens_per_pass,
-            on_step=on_step,
-            checkpoints=checkpoints,
-        )
-    _save(adapted, out)
-    (out / "training.json").write_text(
-        json.dumps({"curve": log.curve, "truncated": log.truncated, "regularizer": regularizer.report()}, indent=1)
-    )
-    return Work(log.tokens, log.flops, devices(model.compute.device)[1])
-
-
-def _save(adapted: Any, folder: Path) -> None:
-    adapted.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+    return train(job, base, tokenizer, unfinished=unfinished if resumable else None)

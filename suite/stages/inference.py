@@ -33,7 +33,7 @@ class Inference:
 
     def __init__(self, model: LoadedModel, backend: BackendSpec | VllmSpec, adapters: Sequence[Adapter] = ()):
         self.model, self.backend = model, backend
-        self._adapters = [adapter.folder for adapter in adapters]
+        self._adapters = [adapter.folder for adapter in adapters if not adapter.whole]
         self.steering: Steering | None = None  # how the method of the loaded model changes its logits
         self._loaded: tuple[tuple[str | None, Method | None], tuple[Any, Any]] | None = None
         self._engine: VllmEngine | None = None
@@ -49,8 +49,13 @@ class Inference:
         return self._loaded[1]
 
     def _load(self, adapter: Adapter | None, method: Method | None) -> tuple[Any, Any]:
-        base, tokenizer = self.model.get()
-        if adapter is not None:
+        whole = adapter is not None and adapter.whole
+        if adapter is not None and whole:
+            self.model.drop()
+            base, tokenizer = load(adapter.folder, self.model.spec, self.model.compute)
+        else:
+            base, tokenizer = self.model.get()
+        if adapter is not None and not whole:
             self.model.drop()
             base = with_adapter(base, adapter.folder)
             base = base.merge_and_unload() if self.backend.merge_adapter else base
@@ -63,30 +68,37 @@ class Inference:
     def vllm(self, adapter: Adapter | None) -> tuple["VllmEngine", Path | None]:
         """The engine, and the adapter to ask it with: None where there is none or its weights are merged."""
         folder = adapter.folder if adapter else None
-        merged = folder if self.backend.merge_adapter else None
-        lora = None if self.backend.merge_adapter else folder
+        whole = adapter is not None and adapter.whole
+        merged = folder if self.backend.merge_adapter or whole else None
+        lora = None if merged is not None else folder
         if lora is not None and lora not in self._adapters:
             self.close()
             self._adapters.append(lora)
         if self._engine is None or self._merged != merged:
             self.close()
-            self._start(merged)
+            self._start(merged, whole)
         assert self._engine is not None
         return self._engine, lora
 
-    def _start(self, merged: Path | None) -> None:
+    def _start(self, merged: Path | None, whole: bool) -> None:
+        """
+        Args:
+            merged: the adapter that goes into the engine's weights, or the ``whole`` tuned model they are.
+        """
         from eval.vllm_engine import VllmEngine
 
         self.model.drop()  # its memory is the engine's now
         options = {k: v for k, v in asdict(self.backend).items() if k not in ("name", "merge_adapter")}
         folder = self.model.weights.folder
-        if merged is not None:
+        if merged is not None and whole:
+            folder = merged
+        elif merged is not None:
             base, tokenizer = load(folder, self.model.spec, self.model.compute)
             folder = self._scratch = Path(tempfile.mkdtemp())
             with_adapter(base, merged).merge_and_unload().save_pretrained(folder)
             tokenizer.save_pretrained(folder)
             del base
-        adapters = () if self.backend.merge_adapter else tuple(self._adapters)
+        adapters = () if self.backend.merge_adapter or whole else tuple(self._adapters)
         self._engine = VllmEngine(folder, adapters, dtype=self.model.spec.dtype, **options)
         self._merged = merged
 

@@ -1,9 +1,9 @@
 """Models: found, materialised, aligned, loaded once."""
 
 import importlib.util
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from baselines.anchors import EMBEDDED
 from baselines.samples import load_samples
@@ -46,10 +46,16 @@ class LoadedModel:
         self._loaded = None
 
 
-def load(folder: Path, spec: ModelSpec, compute: ComputeSpec) -> tuple[Any, Any]:
+def load(
+    folder: Path, spec: ModelSpec, compute: ComputeSpec, *, quantization: Literal["nf4"] | None = None
+) -> tuple[Any, Any]:
     """A causal language model in evaluation mode on the chosen device, and its tokenizer.
 
     Code that came with the weights is run only where ``model.trust_remote_code`` asks for it.
+
+    Args:
+        quantization: "nf4": the blocks' matrices in 4-bit NormalFloat, their scales quantised again, computing in
+            bfloat16 (QLoRA: Dettmers et al. 2023, section 3). Needs bitsandbytes.
 
     Raises:
         KeelBenchError: the model needs such code, and it was not asked for.
@@ -72,6 +78,7 @@ def load(folder: Path, spec: ModelSpec, compute: ComputeSpec) -> tuple[Any, Any]
             attn_implementation=spec.attention,
             use_safetensors=True,
             trust_remote_code=spec.trust_remote_code,
+            **_placement(device, compute, quantization),
         )
     except ValueError as error:
         if "trust_remote_code" not in str(error):
@@ -80,7 +87,25 @@ def load(folder: Path, spec: ModelSpec, compute: ComputeSpec) -> tuple[Any, Any]
             f"model {spec.name} comes with Python code of its own, which is not run. If you have read it and trust it: "
             "model.trust_remote_code=true"
         ) from error
-    return model.to(device).eval(), tokenizer
+    placed = compute.device_map is not None or quantization is not None
+    return (model if placed else model.to(device)).eval(), tokenizer
+
+
+def _placement(device: str, compute: ComputeSpec, quantization: str | None) -> dict[str, Any]:
+    """Where the weights go as they are read, for models that one device cannot hold, or not unquantised."""
+    placement: dict[str, Any] = {} if compute.device_map is None else {"device_map": compute.device_map}
+    if quantization is not None:
+        import torch
+        from transformers import BitsAndBytesConfig
+
+        placement = {"device_map": compute.device_map or {"": device}}
+        placement["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=quantization,
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+    return placement
 
 
 def locate(spec: ModelSpec) -> str:
@@ -201,13 +226,12 @@ def _align(base: Weights, spec: ModelSpec, align: AlignSpec, compute: ComputeSpe
         (out / "alignment.json").write_text(json.dumps({"curve": log.curve, "samples": len(samples)}))
         return Work(log.tokens, log.flops, devices(compute.device)[1])
 
-    options = asdict(align)
     inputs = {
         "base": base.key,
         "dtype": spec.dtype,
         "attention": spec.attention,
         "samples": ids_key([s.id for s in samples]),
-        "recipe": {k: v for k, v in options["recipe"].items() if k != "name"},
+        "recipe": align.recipe.identity(),
         "seed": align.seed,
     }
     entry = cache.resumable_entry("aligned_model", "1", inputs, compute_stage, f"{spec.name} ({len(samples)} rows)")

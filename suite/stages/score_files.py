@@ -3,12 +3,10 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from baselines.records import Scores
-from suite.tables import read_table
 
 
 def write_scores(folder: Path, scores: Scores) -> None:
@@ -19,11 +17,7 @@ def write_scores(folder: Path, scores: Scores) -> None:
 
 
 def read_scores(folder: Path) -> Scores:
-    rows = read_table(folder / "scores.parquet")
-    names = [name for name in rows[0] if name not in ("id", "score", "rank")]
-    return Scores(
-        tuple(row["id"] for row in rows),
-        np.array([row["score"] for row in rows]),
-        {name: np.array([row[name] for row in rows]) for name in names},
-        json.loads((folder / "info.json").read_text()),
-    )
+    table = pq.read_table(folder / "scores.parquet")
+    columns = {name: table[name].to_numpy() for name in table.column_names if name not in ("id", "rank")}
+    info = json.loads((folder / "info.json").read_text())
+    return Scores(tuple(table["id"].to_pylist()), columns.pop("score"), columns, info)

@@ -12,7 +12,8 @@ from baselines.records import Sample, Scores
 from eval.metrics import safety_rates
 from eval.records import Completion, Expected, Prompt, Verdict, content_id
 from suite.cache import Cost, Entry, fingerprint
-from suite.pipeline import completion_rows, score_rows
+from suite.pipeline import completion_rows
+from suite.ranking import score_rows
 from suite.records import RunRecord, write_record
 from suite.stages.data import Data, ids_key
 from suite.tables import write_table
