@@ -50,8 +50,8 @@ class Launcher:
         self._process.wait()
 
     def start(self, arguments: list[str], log: Path, **options: Any) -> int:
-        """Options: ``file_limit``, the largest file in bytes; ``preflight``, False to start without its checks; ``clock``,
-        "jumps" for a wall clock that is put back."""
+        """Options: ``file_limit``, the largest file in bytes; ``preflight``, False to start without its checks;
+        ``clock``, "jumps" for a wall clock that is put back."""
         return int(self._ask({"start": [str(a) for a in arguments], "log": str(log), **options})["pid"])
 
     def wait(self, pid: int, log: Path, kill_after: float | None = None) -> Attempt:
