@@ -1,6 +1,7 @@
 """Names that come from configurations: they go into tables, W&B and file names, so they must not lead anywhere."""
 
 import re
+from pathlib import Path
 
 from eval.errors import KeelBenchError
 
@@ -20,10 +21,13 @@ def check_name(name: str, where: str) -> None:
 
 
 def check_repo(repo: str, where: str) -> None:
-    """
+    """``owner/name``, or a folder on this machine by its whole path, which ``datasets`` reads as it would a repository.
+
     Raises:
-        KeelBenchError: not ``owner/name`` (a path, or the name of one of the file readers of ``datasets``).
+        KeelBenchError: neither (another path, or the name of one of the file readers of ``datasets``).
     """
+    if ".." not in repo and Path(repo).is_absolute() and Path(repo).is_dir():
+        return
     if ".." in repo or not _REPO.fullmatch(repo):
         raise KeelBenchError(f"{where}={repo[:LONGEST]!r}: a hub data set is named owner/name; a file goes by path=")
 

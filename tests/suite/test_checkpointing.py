@@ -134,7 +134,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("die", ["in the training", "between the stages"])
 def test_the_stages_adapter_and_its_curve_survive_a_kill(loaded, recipe, tmp_path, monkeypatch, die):
     """Also the checkpoints that are asked for, of which some were written before the kill."""
-    import suite.stages.finetuning as module
+    import suite.stages.training_ranks as module
 
     options = {"regularizer": build_regularizer("none", {}), "seed": 3, "every": 2}
     straight = fine_tune_selection(loaded, SAMPLES, recipe, cache=StageCache(tmp_path / "a"), **options)
@@ -143,11 +143,11 @@ def test_the_stages_adapter_and_its_curve_survive_a_kill(loaded, recipe, tmp_pat
     with monkeypatch.context() as patched:
         plain_save, plain_entry = module._save, StageCache.resumable_entry
 
-        def save(adapted, folder):
+        def save(adapted, job, tokenizer, folder, main):
             saved.append(folder)
             if len(saved) == 3 and die == "in the training":
                 raise Killed
-            plain_save(adapted, folder)
+            plain_save(adapted, job, tokenizer, folder, main)
 
         def entry(self, stage, *args):
             if stage == "checkpoints" and die == "between the stages":
@@ -159,7 +159,7 @@ def test_the_stages_adapter_and_its_curve_survive_a_kill(loaded, recipe, tmp_pat
         with pytest.raises(Killed):
             fine_tune_selection(loaded, SAMPLES, recipe, cache=cache, **options)
     with monkeypatch.context() as patched:
-        patched.setattr(module, "_save", lambda adapted, folder: (saved.append(folder), plain_save(adapted, folder)))
+        patched.setattr(module, "_save", lambda *given: (saved.append(given[3]), plain_save(*given)))
         resumed = fine_tune_selection(loaded, SAMPLES, recipe, cache=cache, **options)
     assert [c.step for c in resumed.checkpoints] == [2, 4, 6]
     assert resumed.curve == straight.curve
@@ -171,17 +171,17 @@ def test_the_stages_adapter_and_its_curve_survive_a_kill(loaded, recipe, tmp_pat
 
 
 def test_a_curve_whose_files_were_damaged_is_trained_again(loaded, recipe, tmp_path, monkeypatch, caplog):
-    import suite.stages.finetuning as module
+    import suite.stages.training_ranks as module
 
     options = {"regularizer": build_regularizer("none", {}), "seed": 3, "every": 2}
     cache = StageCache(tmp_path / "b")
     plain_save = module._save
     with monkeypatch.context() as patched:
 
-        def save(adapted, folder):
+        def save(adapted, job, tokenizer, folder, main):
             if folder.name == "step-4":
                 raise Killed
-            plain_save(adapted, folder)
+            plain_save(adapted, job, tokenizer, folder, main)
 
         patched.setattr(module, "_save", save)
         with pytest.raises(Killed):
