@@ -127,8 +127,9 @@ def test_a_preempted_point_and_one_out_of_time_go_on_later(desk, sweep):
     desk.slurm.run(*urgent)
     until(lambda: status(two / "1").get("error") == "stopped by Slurm, and queued again", 60)
     desk.hold(jobs["1"])
+    # A stopped job is "completing" for a moment before it waits again.
+    until(lambda: "2 waiting" in desk.suite(str(two), module="suite.status").stdout, 60)
     seen = desk.suite(str(two), module="suite.status")
-    assert "2 waiting" in seen.stdout
     assert "stopped by Slurm, and queued again" in seen.stdout
     for lock in locks:
         lock.release()
