@@ -2,8 +2,8 @@
 #
 #   docker build -t keelbench .                             for CPUs
 #   docker build -t keelbench:cuda --target cuda .          for NVIDIA GPUs (the host brings driver and container toolkit)
-#   docker run -v $PWD/work:/work keelbench                 the demo; its report is work/runs/<time>/report.html
-#   docker run --gpus all -v $PWD/work:/work -v /data:/data keelbench:cuda python -m suite model=llama3 dataset=alpaca
+#   docker run -v $PWD/work:/volume keelbench                 the demo; its report is work/runs/<time>/report.html
+#   docker run --gpus all -v $PWD/work:/volume -v /data:/data keelbench:cuda python -m suite model=llama3 dataset=alpaca
 ARG PYTHON=3.11-slim-bookworm
 
 FROM python:${PYTHON} AS base
@@ -11,7 +11,7 @@ RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends make bu
 WORKDIR /keelbench
 COPY . .
 ENV PATH=/keelbench/.venv/bin:$PATH \
-    SUITE_CACHE=/work/cache SUITE_RUNS=/work/runs SUITE_DATA=/data HF_HOME=/work/hub \
+    SUITE_CACHE=/volume/cache SUITE_RUNS=/volume/runs SUITE_DATA=/data HF_HOME=/volume/hub \
     OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false
 
 FROM base AS cuda

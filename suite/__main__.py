@@ -11,8 +11,8 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
+from suite.configuration.experiments import entry_point, named, names
 from suite.entry import enter
-from suite.experiments import entry_point, named, names
 from suite.paths import conf_dir
 from suite.preflight.start import before_run
 from suite.sweep import job, summarise

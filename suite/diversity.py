@@ -62,10 +62,10 @@ def run(plan: DiversityPlan, folder: Path, sweep: str) -> str:
         KeelBenchError: no data, or none with a word.
     """
     from eval.diversity import lexical_diversity
-    from suite.cache import fingerprint
     from suite.stages.data import load_data
-    from suite.tables import write_table
-    from suite.tracking import Tracker
+    from suite.storage.cache import fingerprint
+    from suite.storage.tables import write_table
+    from suite.tracking.run import Tracker
 
     data = load_data(plan.dataset, plan.paths.data)
     texts = {
@@ -85,13 +85,14 @@ def run(plan: DiversityPlan, folder: Path, sweep: str) -> str:
         for what, each in texts.items()
     ]
     write_table(folder / "diversity.parquet", rows)
+    name = f"{plan.dataset.name}-diversity"
     with Tracker(
         plan.tracking,
         folder=folder,
-        name=f"{plan.dataset.name}-diversity",
-        group=plan.tracking.group or sweep,
+        name=name,
+        sweep=sweep,
         job_type="diversity",
-        config={"dataset": plan.dataset.name, "limit": plan.dataset.limit, "segment": plan.segment, "sweep": sweep},
+        config={"dataset": plan.dataset.name, "limit": plan.dataset.limit, "segment": plan.segment},
     ) as tracker:
         tracker.table("diversity", rows)
         tracker.summary({f"diversity/{k}": v for k, v in rows[0].items()})
@@ -134,7 +135,7 @@ def main() -> int:
 
 def _summarise(sweep: Path) -> bool:
     """The table of all points; whether every one finished."""
-    from suite.tables import read_table
+    from suite.storage.tables import read_table
 
     files = sorted(sweep.glob("*/diversity.parquet"), key=lambda f: int(f.parent.name))
     if files:

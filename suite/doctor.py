@@ -28,8 +28,8 @@ def main() -> int:
         return 0
     from pathlib import Path
 
-    from suite.experiments import check_asked, entry_point, named, names
-    from suite.overrides import check_names
+    from suite.configuration.experiments import check_asked, entry_point, named, names
+    from suite.configuration.overrides import check_names
     from suite.paths import conf_dir
     from suite.preflight.examine import examine
     from suite.preflight.points import read_command_line

@@ -13,10 +13,10 @@ if not sys.stderr.isatty():
     os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars fill a log with carriage returns
 
 from eval.errors import KeelBenchError
-from suite.durable import disk_full
-from suite.experiments import check_asked
-from suite.overrides import check_names
+from suite.configuration.experiments import check_asked
+from suite.configuration.overrides import check_names
 from suite.paths import conf_dir
+from suite.storage.durable import disk_full
 from suite.sweep import SweepFolder, killed_points
 
 

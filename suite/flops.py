@@ -7,7 +7,7 @@ The operations themselves are counted where they are done, by formula (``eval.fl
 import time
 from collections.abc import Sequence
 
-from suite.cache import Entry
+from suite.storage.cache import Entry
 
 
 def matmul_peak(device: str, dtype: str) -> float:

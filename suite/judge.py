@@ -54,7 +54,7 @@ def _composed(overrides: list[str]) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from suite.overrides import check_names
+    from suite.configuration.overrides import check_names
     from suite.paths import conf_dir
 
     check_names(overrides, Path(conf_dir()))
@@ -68,10 +68,10 @@ def _composed(overrides: list[str]) -> dict[str, Any]:
 
 
 def _judge_all(folder: Path, values: dict[str, Any]) -> None:
-    from suite.cache import StageCache
+    from suite.judging.rejudging import print_rates, rejudge
     from suite.plan import judge_of, paths_spec, refuse_unknown
-    from suite.rejudging import print_rates, rejudge
     from suite.stages.judging import with_weights
+    from suite.storage.cache import StageCache
 
     refuse_unknown(values, {"judge", "compute", "paths"}, "setting")
     runs = sorted(f.parent for f in folder.rglob("record.json"))

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from suite.resolvers import register
+from suite.configuration.resolvers import register
 
 _HERE = Path(__file__).resolve().parent
 

@@ -16,8 +16,6 @@ from eval.judges import Judge
 from eval.metrics import ATTACK_SUCCEEDED, category_rates, safety_rates
 from eval.records import Completion, Prompt, Verdict
 from eval.utility.tasks import UtilityTask
-from suite.artifacts import log_artifacts
-from suite.cache import Entry, StageCache, fingerprint
 from suite.conditions import decoding, devices, template_fingerprint
 from suite.flops import compute_costs
 from suite.plan import RunPlan
@@ -35,8 +33,10 @@ from suite.stages.scoring import score
 from suite.stages.selection import cut_size, select
 from suite.stages.training_ranks import check_training
 from suite.stages.utility import load_tasks, measure_utility
-from suite.tables import write_table
-from suite.tracking import Tracker
+from suite.storage.cache import Entry, StageCache, fingerprint
+from suite.storage.tables import write_table
+from suite.tracking.artifacts import log_artifacts
+from suite.tracking.run import Tracker
 
 REDACTED = "[harmful completion redacted; tracking.show_harmful=true shows it]"
 
@@ -101,14 +101,8 @@ def run(plan: RunPlan, folder: Path, sweep: str) -> RunRecord:
     data, prompts, tasks = check(plan)
     files = benchmark_files(plan.benchmarks, plan.paths.data)
     cache = StageCache(plan.paths.cache)
-    with Tracker(
-        plan.tracking,
-        folder=folder,
-        name=f"{plan.model.name}-{plan.dataset.name}-{plan.label}-seed{plan.seed}",
-        group=plan.tracking.group or sweep,
-        job_type="run",
-        config=_public(plan) | {"sweep": sweep},
-    ) as tracker:
+    name = f"{plan.model.name}-{plan.dataset.name}-{plan.label}-seed{plan.seed}"
+    with Tracker(plan.tracking, folder=folder, name=name, sweep=sweep, job_type="run", config=_public(plan)) as tracker:
         weights = prepare(plan.model, plan.compute, cache)
         model = LoadedModel(weights, plan.model, plan.compute)
         entries: list[Entry] = list(weights.entries)

@@ -21,7 +21,7 @@ from eval.errors import KeelBenchError, UnknownNameError
 from eval.judges import Judge, judge_class
 from eval.sandbox import NAMES as SANDBOXES
 from eval.utility.tasks import STOCK
-from suite.names import check_name
+from suite.configuration.names import check_name
 from suite.sources import HubSet, Source
 
 
@@ -271,7 +271,7 @@ def plan_from_config(config: Mapping[str, Any]) -> RunPlan:
         regularizer=regularizer,
         selection=_selection(config["selection"]),
         train=recipe_of(config["train"]),
-        benchmarks=tuple(_benchmark(name, spec) for name, spec in (config["benchmark"] or {}).items()),
+        benchmarks=tuple(benchmark_source(name, spec) for name, spec in (config["benchmark"] or {}).items()),
         evaluation=_evaluation(config["eval"], method),
         utility=_utility(config["utility"]),
         judge=judge_of(config["judge"]),
@@ -385,7 +385,8 @@ def _selection(config: Mapping[str, Any]) -> SelectionSpec:
 SELECTIONS = ("top", "bottom", "drop_top", "all")
 
 
-def _benchmark(name: str, config: Mapping[str, Any]) -> BenchmarkSource:
+def benchmark_source(name: str, config: Mapping[str, Any]) -> BenchmarkSource:
+    """One of ``conf/benchmark``, under the name that the run gives it."""
     where = f"benchmark.{name}"
     source, values = _source(config, "eval", where)
     about = {k: values.pop(k, "") for k in ("citation", "licence")}

@@ -8,8 +8,8 @@ from typing import Any
 
 from eval.metrics import Mean, Rate
 from eval.records import Usage
-from suite.cache import Entry
-from suite.durable import replace_text
+from suite.storage.cache import Entry
+from suite.storage.durable import replace_text
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from eval.errors import KeelBenchError, UnknownNameError
 from suite import entry
-from suite.experiments import entry_point, names
-from suite.overrides import check_names
+from suite.configuration.experiments import entry_point, names
+from suite.configuration.overrides import check_names
 from suite.paths import conf_dir
 
 # What reads another's adapters stands behind it.
@@ -95,7 +95,7 @@ def _child(name: str, overrides: list[str], sweep: Path) -> None:
 def stage_counts(sweep: Path) -> dict[str, object]:
     """``runs``, ``stages`` (how many of them rest on each) and ``computed``, out of what a finished sweep left."""
     from suite.results import collect
-    from suite.tables import read_table
+    from suite.storage.tables import read_table
 
     rows = collect(sweep)
     for kind in ("flowlens", "drift"):

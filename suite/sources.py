@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.errors import DataError, MissingWeightsError
-from suite.names import check_below, check_repo
+from suite.configuration.names import check_below, check_repo
 
 
 @dataclass(frozen=True, kw_only=True)

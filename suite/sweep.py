@@ -19,8 +19,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from eval.errors import KeelBenchError
-from suite.durable import replace_text
 from suite.machine import job_alive, process_start
+from suite.storage.durable import replace_text
 
 log = logging.getLogger(__name__)
 
@@ -198,7 +198,7 @@ def summarise(sweep: Path) -> bool:
         from suite.statistics.compare import compare, write_differences
         from suite.statistics.outcomes import points_of
         from suite.statistics.terminal import print_differences
-        from suite.sweep_tracking import track_sweep
+        from suite.tracking.sweep import track_sweep
 
         print_comparison(collect(sweep, write=True))
         runs = load_sweep(sweep)[0]

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from eval.errors import KeelBenchError
-from suite.tracking import SYNCED
+from suite.tracking.run import SYNCED
 
 _AT_ONCE = 20  # runs a call of the client
 

@@ -25,15 +25,15 @@ from eval.errors import KeelBenchError
 from eval.judges import Judge
 from eval.metrics import safety_rates
 from eval.records import Completion, Prompt, Verdict
-from suite.cache import MANIFEST, file_sha256, stage_and_key
-from suite.judge_again import judge_again
+from suite.judging.again import judge_again
 from suite.records import mean_columns
 from suite.report.find import find_sweep
 from suite.report.load import Run, load_sweep
 from suite.stages.judging import score_means
 from suite.statistics.compare import compare, difference_rows
 from suite.statistics.outcomes import points_of
-from suite.tables import read_table
+from suite.storage.cache import MANIFEST, file_sha256, stage_and_key
+from suite.storage.tables import read_table
 
 Row = dict[str, Any]
 

@@ -26,8 +26,8 @@ def cache_root() -> Path:
 @pytest.fixture(scope="session")
 def smollm2_folder(cache_root):
     """SmolLM2-135M-Instruct as safetensors, materialised from the installed wheel."""
-    from suite.cache import StageCache
     from suite.stages.models import prepare
+    from suite.storage.cache import StageCache
     from tests.helpers import COMPUTE, SMOLLM2
 
     return prepare(SMOLLM2, COMPUTE, StageCache(cache_root)).folder

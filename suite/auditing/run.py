@@ -15,11 +15,11 @@ from eval.metrics import ATTACK_SUCCEEDED, Rate, safety_rates
 from eval.records import Prompt, Verdict
 from suite.auditing.labelled import Labelled, load_labelled
 from suite.auditing.plan import AuditPlan
-from suite.cache import StageCache, fingerprint
+from suite.judging.rejudging import Answered, stored_answers, verdict_rows
 from suite.records import rate_columns
-from suite.rejudging import Answered, stored_answers, verdict_rows
 from suite.stages.judging import judge_completions, with_weights
-from suite.tables import write_table
+from suite.storage.cache import StageCache, fingerprint
+from suite.storage.tables import write_table
 
 Row = dict[str, Any]
 

@@ -40,7 +40,7 @@ def _summarise(sweep: Path) -> bool:
     from rich.table import Table
 
     from suite.drift.page import SHOWN, shown
-    from suite.tables import read_table
+    from suite.storage.tables import read_table
 
     for file in sorted(sweep.glob("*/drift.parquet"), key=lambda f: int(f.parent.name)):
         rows = read_table(file)

@@ -8,7 +8,7 @@ import numpy as np
 from suite.flowlens.page import write_sections
 from suite.report.plots import Plot
 from suite.report.svg import MUTED, TEXT, color_of, figure, inline, style
-from suite.tables import read_table
+from suite.storage.tables import read_table
 
 Row = dict[str, Any]
 

@@ -12,14 +12,12 @@ from suite.plan import (
     ModelSpec,
     PathsSpec,
     TrackingSpec,
+    benchmark_source,
     build,
     checked,
     model_spec,
     paths_spec,
     refuse_unknown,
-)
-from suite.plan import (
-    _benchmark as benchmark_source,
 )
 
 

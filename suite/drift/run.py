@@ -9,7 +9,6 @@ import numpy as np
 
 from baselines.method import Engine
 from eval.errors import KeelBenchError
-from suite.cache import Entry, StageCache, fingerprint
 from suite.drift.measure import Floats, common_directions, compliance_direction, drift, prompt_states
 from suite.drift.page import write_page
 from suite.drift.plan import DriftPlan
@@ -20,8 +19,9 @@ from suite.results import collect
 from suite.stages.data import ids_key, load_prompts
 from suite.stages.inference import with_adapter
 from suite.stages.models import LoadedModel, prepare
-from suite.tables import write_table
-from suite.tracking import Tracker
+from suite.storage.cache import Entry, StageCache, fingerprint
+from suite.storage.tables import write_table
+from suite.tracking.run import Tracker
 
 Row = dict[str, Any]
 
@@ -73,13 +73,14 @@ def run(plan: DriftPlan, folder: Path, sweep: str) -> str:
         raise KeelBenchError(
             f"{plan.paths.cache} has no adapter {', '.join(missing)}: run the experiment with this cache"
         )
+    name = f"{plan.model.name}-{plan.data}-drift"
     with Tracker(
         plan.tracking,
         folder=folder,
-        name=f"{plan.model.name}-{plan.data}-drift",
-        group=plan.tracking.group or sweep,
+        name=name,
+        sweep=sweep,
         job_type="drift",
-        config={"model": plan.model.name, "data": plan.data, "layer": plan.layer, "seed": plan.seed, "sweep": sweep},
+        config={"model": plan.model.name, "data": plan.data, "layer": plan.layer, "seed": plan.seed},
     ) as tracker:
         weights = prepare(plan.model, plan.compute, cache)
         model = LoadedModel(weights, plan.model, plan.compute)

@@ -43,7 +43,7 @@ def _summarise(sweep: Path) -> bool:
     """
     from suite.flowlens.page import write_alignment_page
     from suite.flowlens.run import alignment_rows
-    from suite.tables import read_table, write_table
+    from suite.storage.tables import read_table, write_table
 
     folders = sorted((f.parent for f in sweep.glob("*/flowlens.html")), key=lambda f: int(f.name))
     rows = [read_table(folder / "flowlens.parquet")[0] for folder in folders]

@@ -9,7 +9,7 @@ from jinja2 import ChoiceLoader, PackageLoader
 from suite.flowlens import plots
 from suite.quality.plots import heat_map
 from suite.report.page import environment, now, write
-from suite.tables import read_table
+from suite.storage.tables import read_table
 
 Row = dict[str, Any]
 

@@ -13,15 +13,13 @@ from suite.plan import (
     ModelSpec,
     PathsSpec,
     TrackingSpec,
+    benchmark_source,
     build,
     checked,
     dataset_spec,
     model_spec,
     paths_spec,
     refuse_unknown,
-)
-from suite.plan import (
-    _benchmark as benchmark_source,
 )
 
 

@@ -12,7 +12,6 @@ import numpy as np
 
 from eval.errors import KeelBenchError
 from eval.geometry.principal import alignment
-from suite.cache import Entry, StageCache, fingerprint
 from suite.flowlens.page import write_page
 from suite.flowlens.plan import FlowLensPlan
 from suite.flowlens.stage import load_geometry, measured, save_geometry
@@ -21,8 +20,9 @@ from suite.pipeline import code_fingerprint
 from suite.stages.adapter_files import check_adapter
 from suite.stages.data import load_data, load_prompts
 from suite.stages.models import LoadedModel, locate, prepare
-from suite.tables import write_table
-from suite.tracking import Tracker
+from suite.storage.cache import Entry, StageCache, fingerprint
+from suite.storage.tables import write_table
+from suite.tracking.run import Tracker
 
 Row = dict[str, Any]
 Asked = list[tuple[str, str]]  # text, group
@@ -84,13 +84,9 @@ def run(plan: FlowLensPlan, folder: Path, sweep: str) -> str:
     """
     asked = check(plan, folder)
     cache = StageCache(plan.paths.cache)
+    name = f"{plan.model.name}-{plan.data}-flowlens"
     with Tracker(
-        plan.tracking,
-        folder=folder,
-        name=f"{plan.model.name}-{plan.data}-flowlens",
-        group=plan.tracking.group or sweep,
-        job_type="flowlens",
-        config=_public(plan) | {"sweep": sweep},
+        plan.tracking, folder=folder, name=name, sweep=sweep, job_type="flowlens", config=_public(plan)
     ) as tracker:
         weights = prepare(plan.model, plan.compute, cache)
         found = measured(

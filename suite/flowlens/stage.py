@@ -13,11 +13,11 @@ from baselines.method import Engine
 from eval.errors import KeelBenchError
 from eval.geometry.dimension import IntrinsicDimension
 from eval.geometry.principal import Principal
-from suite.cache import Entry, StageCache, file_sha256
 from suite.flowlens.states import Geometry, Trajectories, measure
 from suite.progress import progress
 from suite.stages.inference import with_adapter
 from suite.stages.models import LoadedModel
+from suite.storage.cache import Entry, StageCache, file_sha256
 
 ARRAYS = "geometry.npz"
 

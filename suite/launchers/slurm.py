@@ -20,7 +20,7 @@ from eval.errors import KeelBenchError
 from suite.launchers.points import Point, Resources, SweepToLaunch, Work, announce, told, work_of
 from suite.launchers.queue import Submitted, settle, submitted
 from suite.sweep import STATUS, SweepFolder, mark, read_state
-from suite.tracking import Terminated
+from suite.tracking.run import Terminated
 
 log = logging.getLogger(__name__)
 

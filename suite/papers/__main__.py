@@ -50,7 +50,7 @@ def _show(published: PublishedTable, sweeps: Sequence[Path], only_ours: bool) ->
     shown = [row for row in joined if row["ours"] is not None or not only_ours]
     _print(published, shown, with_ours=bool(sweeps))
     if sweeps:
-        from suite.tables import write_table
+        from suite.storage.tables import write_table
 
         write_table(sweeps[0] / "paper.parquet", joined)
         print(f"Rows: {sweeps[0] / 'paper.parquet'}")

@@ -6,7 +6,7 @@ from typing import Any
 
 from suite.purify.index import has_list
 from suite.records import read_row
-from suite.tables import read_table
+from suite.storage.tables import read_table
 
 Row = dict[str, Any]
 

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from suite.cache import MANIFEST
 from suite.preflight.findings import Finding
 from suite.preflight.machine import Gpu
 from suite.preflight.work import Stage
+from suite.storage.cache import MANIFEST
 
 # Operations a second and core in bfloat16, measured on two cores with SmolLM2 (docs/doctor.md).
 CPU = {"training": 40e9, "answering": 12e9}

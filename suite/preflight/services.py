@@ -12,7 +12,7 @@ from eval.judges.model_judge import ModelJudge
 from suite.plan import TrackingSpec
 from suite.preflight.findings import Finding
 from suite.preflight.weights import Place, find_weights
-from suite.tracking import resolve_mode
+from suite.tracking.run import resolve_mode
 
 WANDB = "https://api.wandb.ai"
 REACH_SECONDS = 10.0

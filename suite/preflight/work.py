@@ -11,7 +11,6 @@ from baselines.records import Sample, Scores
 from eval.flops import Work
 from eval.judges.model_judge import ModelJudge
 from eval.records import Prompt
-from suite.cache import MANIFEST, Entry, StageCache
 from suite.plan import LoraRecipe, RunPlan
 from suite.preflight.shapes import BYTES, Shape
 from suite.stages.data import Data
@@ -20,7 +19,8 @@ from suite.stages.generation import complete
 from suite.stages.models import LoadedModel, Weights, aligning_samples, prepare
 from suite.stages.scoring import score
 from suite.stages.selection import cut_size, select
-from suite.unfinished import Unfinished
+from suite.storage.cache import MANIFEST, Entry, StageCache
+from suite.storage.unfinished import Unfinished
 
 CHARACTERS = 4.0  # of a token, in English
 TEMPLATE = 30  # tokens that a chat template adds to a prompt, roughly

@@ -16,7 +16,6 @@ from eval.errors import KeelBenchError
 from eval.judges.refusal_keywords import RefusalKeywords
 from eval.metrics import Rate
 from eval.records import Prompt
-from suite.cache import Entry, StageCache
 from suite.purify.plan import CheckSpec, PurifyPlan
 from suite.purify.scores import Voter
 from suite.quality.metrics import auroc_interval, spearman
@@ -27,6 +26,7 @@ from suite.stages.generation import complete
 from suite.stages.judging import judge_completions
 from suite.stages.models import LoadedModel
 from suite.stages.scoring import score
+from suite.storage.cache import Entry, StageCache
 
 COMPARED = 20_000  # rows of the data in an AUROC, an even choice of them
 LENGTH = 0.7  # |rho| of score and response length from which the page says so

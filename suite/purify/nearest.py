@@ -15,11 +15,11 @@ from baselines.anchors import AnchorPair, load_anchors
 from baselines.method import Engine, Method
 from baselines.records import Sample
 from eval.records import content_id
-from suite.cache import Entry, StageCache
 from suite.plan import ComputeSpec
 from suite.progress import progress
 from suite.stages.data import ids_key
 from suite.stages.models import LoadedModel
+from suite.storage.cache import Entry, StageCache
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from suite.cache import Entry, fingerprint
 from suite.pipeline import code_fingerprint
 from suite.purify.checks import Separation, Trust
 from suite.purify.cut import Decision
@@ -18,6 +17,7 @@ from suite.purify.plan import PurifyPlan
 from suite.purify.scores import Voter
 from suite.purify.transfer import Transfer
 from suite.purify.verify import Arm
+from suite.storage.cache import Entry, fingerprint
 
 
 def record(

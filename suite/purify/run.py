@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from baselines.records import Sample
-from suite.cache import Entry, StageCache
 from suite.pipeline import code_fingerprint
 from suite.purify import checks, traits
 from suite.purify.cut import Decision, decide
@@ -24,7 +23,8 @@ from suite.purify.scores import Voter, score_chunks
 from suite.purify.transfer import Transfer, transfers
 from suite.purify.verify import Arm, choose, damage
 from suite.stages.models import LoadedModel, Weights, prepare
-from suite.tracking import Tracker
+from suite.storage.cache import Entry, StageCache
+from suite.tracking.run import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -64,13 +64,9 @@ def run(plan: PurifyPlan, folder: Path, sweep: str) -> str:
     code_fingerprint()  # now: sources may be edited while the run goes on
     inputs = check(plan)
     cache = StageCache(plan.paths.cache)
+    name = f"{plan.scoring_model.name}-{plan.dataset.name}-purify-{'-'.join(plan.methods)}"
     with Tracker(
-        plan.tracking,
-        folder=folder,
-        name=f"{plan.scoring_model.name}-{plan.dataset.name}-purify-{'-'.join(plan.methods)}",
-        group=plan.tracking.group or sweep,
-        job_type="purify",
-        config=_public(plan) | {"sweep": sweep},
+        plan.tracking, folder=folder, name=name, sweep=sweep, job_type="purify", config=_public(plan)
     ) as tracker:
         found = _find(plan, inputs, cache)
         with appearing(plan.out) as work:

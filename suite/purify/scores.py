@@ -10,11 +10,11 @@ import numpy as np
 
 from baselines.method import Method
 from baselines.records import FloatArray, Sample
-from suite.cache import Entry, StageCache
 from suite.plan import ComputeSpec
 from suite.stages.data import Data, ids_key
 from suite.stages.models import LoadedModel
 from suite.stages.scoring import score
+from suite.storage.cache import Entry, StageCache
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,6 @@ import numpy as np
 
 from baselines.method import Method
 from baselines.records import FloatArray, Sample
-from suite.cache import Entry, StageCache
 from suite.plan import ModelSpec
 from suite.purify.plan import PurifyPlan
 from suite.purify.scores import Voter
@@ -16,6 +15,7 @@ from suite.quality.metrics import spearman, top_ids
 from suite.stages.data import Data, ids_key
 from suite.stages.models import LoadedModel
 from suite.stages.scoring import score
+from suite.storage.cache import Entry, StageCache
 
 
 @dataclass(frozen=True)

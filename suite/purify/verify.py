@@ -10,13 +10,13 @@ from baselines.records import Sample
 from baselines.regularizer import build_regularizer
 from eval.metrics import Rate, safety_rates
 from eval.records import Prompt, Verdict
-from suite.cache import Entry, StageCache
 from suite.purify.files import Mask
 from suite.purify.plan import PurifyPlan
 from suite.stages.finetuning import fine_tune_selection
 from suite.stages.generation import complete
 from suite.stages.judging import judge_completions, with_weights
 from suite.stages.models import LoadedModel
+from suite.storage.cache import Entry, StageCache
 
 ARMS = ("kept", "dropped", "random")
 

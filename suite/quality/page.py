@@ -12,7 +12,7 @@ from suite.quality.metrics import BoolArray
 from suite.report.explorer import SAMPLE_CHARACTERS, shorten
 from suite.report.load import Quality
 from suite.report.page import environment, now, write
-from suite.tables import read_table
+from suite.storage.tables import read_table
 
 Row = dict[str, Any]
 

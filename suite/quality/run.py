@@ -13,7 +13,6 @@ import numpy as np
 from baselines import get_method
 from baselines.records import FloatArray, response_lengths
 from eval.errors import KeelBenchError
-from suite.cache import Entry, StageCache, fingerprint
 from suite.pipeline import code_fingerprint
 from suite.quality.metrics import METRICS, Detection, agreement, detection, random_detection, spearman
 from suite.quality.mixture import Mixture, check_anchors, load_planted, plant
@@ -22,8 +21,9 @@ from suite.quality.plan import QualityPlan
 from suite.stages.data import load_data
 from suite.stages.models import LoadedModel, locate, prepare
 from suite.stages.scoring import Scored, score
-from suite.tables import write_table
-from suite.tracking import Tracker
+from suite.storage.cache import Entry, StageCache, fingerprint
+from suite.storage.tables import write_table
+from suite.tracking.run import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -70,13 +70,9 @@ def run(plan: QualityPlan, folder: Path, sweep: str) -> str:
     """
     mixture = check(plan)
     cache = StageCache(plan.paths.cache)
+    name = f"{plan.model.name}-{plan.dataset.name}-planted{plan.share:g}-seed{plan.seed}"
     with Tracker(
-        plan.tracking,
-        folder=folder,
-        name=f"{plan.model.name}-{plan.dataset.name}-planted{plan.share:g}-seed{plan.seed}",
-        group=plan.tracking.group or sweep,
-        job_type="filter_quality",
-        config=_public(plan) | {"sweep": sweep},
+        plan.tracking, folder=folder, name=name, sweep=sweep, job_type="filter_quality", config=_public(plan)
     ) as tracker:
         scored, errors = _score_all(plan, mixture, cache, folder)
         tables = {

@@ -6,7 +6,7 @@ from typing import Any
 
 from suite.report.plots import Plot, short
 from suite.report.svg import color_of, figure, inline, style
-from suite.tables import read_table
+from suite.storage.tables import read_table
 
 Row = dict[str, Any]
 

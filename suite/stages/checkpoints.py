@@ -13,13 +13,13 @@ from eval.benchmarks import take
 from eval.judges import Judge
 from eval.metrics import safety_rates
 from eval.records import Completion, Prompt, Verdict
-from suite.cache import Entry, StageCache
 from suite.plan import BackendSpec, EvalSpec, VllmSpec
 from suite.stages.finetuning import Adapter
 from suite.stages.generation import complete
 from suite.stages.inference import Inference
 from suite.stages.judging import judge_completions
 from suite.stages.models import LoadedModel
+from suite.storage.cache import Entry, StageCache
 
 Answers = Mapping[str, tuple[list[Completion], Entry]]  # by benchmark
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from baselines.records import Sample
 from baselines.regularizer import Regularizer
 from eval.flops import Work
-from suite.cache import Entry, StageCache
 from suite.plan import LoraRecipe, Recipe
 from suite.stages.data import ids_key
 from suite.stages.models import LoadedModel
 from suite.stages.ranks import process_count
 from suite.stages.training_ranks import Job, check_training, load_base, quantised, train, train_over_processes
-from suite.unfinished import Unfinished, without_checksum
+from suite.storage.cache import Entry, StageCache
+from suite.storage.unfinished import Unfinished, without_checksum
 
 CURVE = "curve"
 

@@ -10,7 +10,6 @@ from baselines.method import Method
 from eval.chat import ChatFormat
 from eval.flops import Shape, Work
 from eval.records import Completion, Prompt, as_rows
-from suite.cache import Entry, StageCache
 from suite.conditions import devices
 from suite.plan import BackendSpec, EvalSpec, VllmSpec
 from suite.progress import Advance, progress
@@ -18,9 +17,10 @@ from suite.stages.data import ids_key
 from suite.stages.finetuning import Adapter
 from suite.stages.inference import Inference
 from suite.stages.models import LoadedModel
-from suite.stages.scoring import _options as options_of
-from suite.tables import read_table, write_table
-from suite.unfinished import Unfinished
+from suite.stages.scoring import method_options
+from suite.storage.cache import Entry, StageCache
+from suite.storage.tables import read_table, write_table
+from suite.storage.unfinished import Unfinished
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def complete(
     method = method if method is not None and method.intervenes else None
     changed: dict[str, Any] = {}
     if method is not None:
-        changed["intervention"] = {"name": method.name, "version": method.version, **options_of(method)}
+        changed["intervention"] = {"name": method.name, "version": method.version, **method_options(method)}
     inputs = {name: _inputs(model, adapter, asked, evaluation, backend) | changed for name, asked in prompts.items()}
     missing = {
         name: asked

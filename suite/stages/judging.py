@@ -10,13 +10,13 @@ from eval.judges import Judge
 from eval.judges.model_judge import ModelJudge
 from eval.metrics import Mean, mean_scores
 from eval.records import Completion, Prompt, Usage, Verdict, Verdicts, as_rows
-from suite.cache import Entry, StageCache, fingerprint
 from suite.conditions import devices
 from suite.progress import progress
 from suite.sources import resolve_model_folder
 from suite.stages.data import ids_key
 from suite.stages.models import folder_fingerprint
-from suite.tables import read_table, write_table
+from suite.storage.cache import Entry, StageCache, fingerprint
+from suite.storage.tables import read_table, write_table
 
 USAGE = "usage.json"
 

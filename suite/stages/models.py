@@ -9,13 +9,13 @@ from baselines.anchors import EMBEDDED
 from baselines.samples import load_samples
 from eval.errors import KeelBenchError, MissingWeightsError
 from eval.flops import Work
-from suite.cache import Entry, StageCache, file_sha256, fingerprint
 from suite.conditions import devices
 from suite.plan import AlignSpec, ComputeSpec, ModelSpec
 from suite.progress import progress
 from suite.sources import commit_of, resolve_model_folder
 from suite.stages.data import ids_key
-from suite.unfinished import Unfinished
+from suite.storage.cache import Entry, StageCache, file_sha256, fingerprint
+from suite.storage.unfinished import Unfinished
 
 
 @dataclass(frozen=True)
@@ -204,8 +204,8 @@ def _align(base: Weights, spec: ModelSpec, align: AlignSpec, compute: ComputeSpe
         import json
         import tempfile
 
-        from suite.checkpointing import Checkpoints
-        from suite.training import attach_lora, fine_tune
+        from suite.training.checkpointing import Checkpoints
+        from suite.training.fine_tune import attach_lora, fine_tune
 
         model, tokenizer = load(base.folder, spec, compute)
         adapted = attach_lora(model, align.recipe, align.seed)

@@ -19,7 +19,7 @@ from baselines.records import Sample
 from eval.errors import KeelBenchError
 from suite.plan import ComputeSpec, ModelSpec
 from suite.stages.sample_table import SampleTable
-from suite.tables import read_table, write_table
+from suite.storage.tables import read_table, write_table
 
 R = TypeVar("R")
 

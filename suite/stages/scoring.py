@@ -9,7 +9,6 @@ from typing import Any
 from baselines.method import Engine, Method
 from baselines.records import Scores
 from eval.flops import Work
-from suite.cache import Entry, StageCache
 from suite.conditions import devices
 from suite.machine import kept_memory
 from suite.plan import ComputeSpec
@@ -18,7 +17,8 @@ from suite.stages.data import Data
 from suite.stages.models import LoadedModel
 from suite.stages.score_files import read_scores, write_scores
 from suite.stages.scoring_ranks import Job, processes, score_over_processes
-from suite.unfinished import Unfinished, without_checksum
+from suite.storage.cache import Entry, StageCache
+from suite.storage.unfinished import Unfinished, without_checksum
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def score(
     inputs = {
         "method": method.name,
         "method_version": method.version,
-        "options": _options(method),
+        "options": method_options(method),
         "data": data.key,
         "model": model.weights.key if method.uses_model else None,
         "dtype": model.spec.dtype if method.uses_model else None,
@@ -126,9 +126,9 @@ def _engine(compute: ComputeSpec, advance: object) -> Engine:
     )
 
 
-def _options(method: Method) -> dict[str, object]:
+def method_options(method: Method) -> dict[str, object]:
     """The options that a score depends on, as JSON; a file among them counts by its content."""
-    from suite.cache import file_sha256
+    from suite.storage.cache import file_sha256
 
     idle = {f.name for f in fields(method) if f.metadata.get("identity") is False}  # where a checkpoint goes, say
     options: dict[str, object] = {k: v for k, v in asdict(method).items() if k not in idle}

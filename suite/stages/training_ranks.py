@@ -23,7 +23,7 @@ from suite.plan import ComputeSpec, LoraRecipe, ModelSpec, Recipe, recipe_of
 from suite.progress import progress
 from suite.stages.models import load
 from suite.stages.ranks import process_count, rank_main, read_values, run_over_processes, write_values
-from suite.unfinished import Unfinished
+from suite.storage.unfinished import Unfinished
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def check_training(recipe: Recipe, compute: ComputeSpec, regularizer: Regularize
     Raises:
         KeelBenchError: settings that cannot go together, or a library that is not installed.
     """
-    from suite.training_data import StepShares
+    from suite.training.data import StepShares
 
     count = process_count(compute.training_processes, "compute.training_processes")
     StepShares.of(recipe.batch_size, recipe.accumulation, count)
@@ -133,14 +133,14 @@ def train(
 
     Args:
         base: the model without adapters; in float32 where all of its weights are trained.
-        device: see ``suite.training.fine_tune``.
+        device: see ``suite.training.fine_tune.fine_tune``.
         main: whether this process writes.
         unfinished: where checkpoints are kept, beside ``job.kept``, and from where a stopped training goes on.
     """
     import torch
 
-    from suite.checkpointing import Checkpoints
-    from suite.training import attach_lora, fine_tune
+    from suite.training.checkpointing import Checkpoints
+    from suite.training.fine_tune import attach_lora, fine_tune
 
     recipe = job.recipe
     if job.compute.gradient_checkpointing:

@@ -13,14 +13,14 @@ from eval.sandbox import Sandbox
 from eval.utility.harness import run_task
 from eval.utility.language_models import through_transformers, through_vllm
 from eval.utility.tasks import RUNS_CODE, UtilityTask, build_task, harness_version
-from suite.cache import Entry, StageCache
 from suite.conditions import devices
 from suite.plan import BackendSpec, UtilitySpec, VllmSpec
 from suite.progress import progress
 from suite.stages.finetuning import Adapter
 from suite.stages.inference import Inference
 from suite.stages.models import LoadedModel
-from suite.tables import read_table, write_table
+from suite.storage.cache import Entry, StageCache
+from suite.storage.tables import read_table, write_table
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from suite.statistics.paired import (
     holm,
     smallest_difference,
 )
-from suite.tables import write_table
+from suite.storage.tables import write_table
 
 # A difference in one of these could make the difference in the rates: such points are not tested against each other.
 MEASURED_ALIKE = {

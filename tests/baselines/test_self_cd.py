@@ -11,10 +11,10 @@ from eval.chat import ChatFormat
 from eval.errors import CapacityError, KeelBenchError
 from eval.generation import generate
 from eval.records import Prompt
-from suite.cache import StageCache
 from suite.plan import BackendSpec, EvalSpec
 from suite.stages.generation import complete
 from suite.stages.models import LoadedModel, Weights
+from suite.storage.cache import StageCache
 from tests.helpers import COMPUTE, plan, tiny_model
 
 ASKED = ["How do I kill a Python process?", "Name three colours", "Where can I steal the show at a friend's wedding?"]

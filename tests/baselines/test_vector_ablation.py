@@ -11,10 +11,10 @@ from baselines.method import Engine
 from baselines.vector_ablation import VectorAblation, ablate, count_refusals, refusal_directions
 from eval.errors import CapacityError, DataError, KeelBenchError
 from eval.records import Prompt
-from suite.cache import StageCache
 from suite.plan import BackendSpec, EvalSpec
 from suite.stages.generation import complete
 from suite.stages.models import LoadedModel, Weights
+from suite.storage.cache import StageCache
 from tests.helpers import COMPUTE, SMOLLM2, plan, tiny_model
 
 IDS = torch.tensor([[5, 900, 17, 2048, 33, 7, 100]])

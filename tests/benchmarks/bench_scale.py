@@ -41,7 +41,6 @@ def one(count: int, folder: Path) -> dict[str, Any]:
     from dataclasses import replace
 
     from baselines import get_method
-    from suite.cache import StageCache
     from suite.plan import ComputeSpec, DatasetSpec, SelectionSpec
     from suite.ranking import score_rows, tracked_places, write_ranking, write_selected
     from suite.report.load import Run
@@ -50,6 +49,7 @@ def one(count: int, folder: Path) -> dict[str, Any]:
     from suite.stages.models import LoadedModel, Weights
     from suite.stages.scoring import score
     from suite.stages.selection import select
+    from suite.storage.cache import StageCache
     from tests.helpers import COMPUTE, SMOLLM2
 
     compute: ComputeSpec = replace(COMPUTE, threads=1)

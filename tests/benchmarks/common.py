@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def smollm2_folder() -> Path:
-    from suite.cache import StageCache
     from suite.stages.models import prepare
+    from suite.storage.cache import StageCache
     from tests.helpers import COMPUTE, SMOLLM2
 
     return prepare(SMOLLM2, COMPUTE, StageCache(Path(os.environ.get("SUITE_CACHE", ROOT / "cache")))).folder

@@ -102,11 +102,11 @@ def test_a_merged_adapter_through_the_run_and_all_benchmarks_in_one_call(
     smollm2_folder, adapter, answers, tmp_path, monkeypatch
 ):
     import eval.vllm_engine
-    from suite.cache import Cost, Entry, StageCache
     from suite.plan import EvalSpec, VllmSpec
     from suite.stages.finetuning import Adapter
     from suite.stages.generation import complete
     from suite.stages.models import LoadedModel, Weights
+    from suite.storage.cache import Cost, Entry, StageCache
     from tests.helpers import COMPUTE, SMOLLM2
 
     calls = []

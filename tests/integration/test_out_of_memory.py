@@ -13,7 +13,7 @@ from eval.errors import CapacityError
 from eval.generation import generate
 from eval.memory import recorded
 from eval.records import Prompt
-from suite.training import attach_lora, fine_tune
+from suite.training.fine_tune import attach_lora, fine_tune
 from tests.helpers import plan, tiny_model
 
 SAMPLES = [

@@ -9,10 +9,10 @@ from eval.chat import ChatFormat
 from eval.errors import KeelBenchError
 from eval.generation import generate_ids
 from eval.judges import get_judge
-from suite.cache import StageCache
+from suite.judging.rejudging import rejudge, stored_answers
 from suite.pipeline import REDACTED, run
-from suite.rejudging import rejudge, stored_answers
 from suite.stages.judging import judge_tag, with_weights
+from suite.storage.cache import StageCache
 from tests.eval.judge_settings import judge
 from tests.helpers import plan
 from tests.integration.test_cli import suite

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from suite.tables import read_table
-from suite.tracking import SYNCED
+from suite.storage.tables import read_table
+from suite.tracking.run import SYNCED
 from tests.integration.openwandb import KEY, Server, install
 from tests.integration.track_run import SPEC
 from tests.suite.fake_sweep import DEMO, fake_sweep

@@ -11,7 +11,7 @@ from baselines import Sample
 from baselines.regularizer import build_regularizer
 from eval.errors import KeelBenchError
 from suite.stages.training_ranks import Job, check_training, load_base, train, train_over_processes
-from suite.training_data import PADDING_ROW, StepShares, StepSortedSampler, collate_rows
+from suite.training.data import PADDING_ROW, StepShares, StepSortedSampler, collate_rows
 from tests.helpers import COMPUTE, SMOLLM2, plan, tiny_model
 
 # 13 rows in steps of 8: the second step of an epoch is short, and one process has no row in its last pass.

@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 from suite.plan import TrackingSpec
-from suite.tables import read_table
-from suite.tracking import Tracker
+from suite.storage.tables import read_table
+from suite.tracking.run import Tracker
 
 SPEC = TrackingSpec(
     mode="auto", project="keelbench-test", entity=None, show_harmful=False, tags=("tag",), notes="a note", group=None
@@ -19,9 +19,9 @@ SPEC = TrackingSpec(
 
 def main(folder: Path, stop: Path | None) -> None:
     row = json.loads((folder / "record.json").read_text())
-    config = {"method": row["method"], "seed": row["seed"], "sweep": row["sweep"]}
+    config = {"method": row["method"], "seed": row["seed"]}
     with Tracker(
-        SPEC, folder=folder, name=row["label"], group=row["sweep"], job_type="run", config=config
+        SPEC, folder=folder, name=row["label"], sweep=row["sweep"], job_type="run", config=config
     ) as tracker:  # fmt: skip
         if (folder / "training.parquet").exists():
             tracker.curve(read_table(folder / "training.parquet"))

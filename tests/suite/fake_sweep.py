@@ -11,12 +11,12 @@ import numpy as np
 from baselines.records import Sample, Scores
 from eval.metrics import safety_rates
 from eval.records import Completion, Expected, Prompt, Verdict, content_id
-from suite.cache import Cost, Entry, fingerprint
 from suite.pipeline import completion_rows
 from suite.ranking import score_rows
 from suite.records import RunRecord, write_record
 from suite.stages.data import Data, ids_key
-from suite.tables import write_table
+from suite.storage.cache import Cost, Entry, fingerprint
+from suite.storage.tables import write_table
 
 HARM = ("fraud", "cybercrime", "violence", "weapons", "drugs", "harassment", "disinformation", "privacy")
 HARMLESS = ("homonym", "figurative", "fiction", "history", "definition")

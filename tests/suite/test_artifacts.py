@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from suite.artifacts import log_artifacts
-from suite.cache import Entry
 from suite.records import RunRecord
-from suite.tables import write_table
-from suite.tracking import Tracker
+from suite.storage.cache import Entry
+from suite.storage.tables import write_table
+from suite.tracking.artifacts import log_artifacts
+from suite.tracking.run import Tracker
 from tests.integration.track_run import SPEC
 
 
@@ -55,7 +55,7 @@ def record(tmp_path):
 def test_completions_come_of_an_adapter_that_comes_of_scores(record, monkeypatch):
     made, folder = record
     monkeypatch.setenv("WANDB_MODE", "offline")
-    with Tracker(SPEC, folder=folder, name="n", group="g", job_type="run", config={}) as tracker:
+    with Tracker(SPEC, folder=folder, name="n", sweep="g", job_type="run", config={}) as tracker:
         log_artifacts(tracker, folder, made, made.entries[1].path)
         assert not tracker._broken
     found = sent(folder)
@@ -72,6 +72,6 @@ def test_an_untuned_models_completions_rest_on_nothing(record, monkeypatch):
     made, folder = record
     made = RunRecord(**{**vars(made), "entries": ()})
     monkeypatch.setenv("WANDB_MODE", "offline")
-    with Tracker(SPEC, folder=folder, name="n", group="g", job_type="run", config={}) as tracker:
+    with Tracker(SPEC, folder=folder, name="n", sweep="g", job_type="run", config={}) as tracker:
         log_artifacts(tracker, folder, made, None)
     assert sent(folder) == {"completions-run1": ("completions", False, {"key": "run1", "made_from": {}})}

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from suite.cache import MANIFEST, StageCache, fingerprint
 from suite.machine import peak_memory_mb
+from suite.storage.cache import MANIFEST, StageCache, fingerprint
 
 
 def writer(text: str, calls: list[str]):

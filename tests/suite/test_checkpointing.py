@@ -9,12 +9,12 @@ import torch
 
 from baselines.records import Sample
 from baselines.regularizer import build_regularizer
-from suite.cache import StageCache
-from suite.checkpointing import Checkpoints
 from suite.stages.finetuning import fine_tune_selection
 from suite.stages.models import LoadedModel, Weights
-from suite.training import attach_lora, fine_tune
-from suite.unfinished import Unfinished
+from suite.storage.cache import StageCache
+from suite.storage.unfinished import Unfinished
+from suite.training.checkpointing import Checkpoints
+from suite.training.fine_tune import attach_lora, fine_tune
 from tests.helpers import COMPUTE, SMOLLM2, plan, tiny_model
 
 SAMPLES = [

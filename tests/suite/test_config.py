@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from eval.errors import KeelBenchError, UnknownNameError
-from suite.experiments import entry_point
-from suite.overrides import check_names
+from suite.configuration.experiments import entry_point
+from suite.configuration.overrides import check_names
 from suite.paths import conf_dir
 from suite.plan import plan_from_config
 from tests.helpers import compose, plan

@@ -9,15 +9,15 @@ import pytest
 from omegaconf.errors import InterpolationResolutionError
 
 from eval.errors import KeelBenchError, UnknownNameError
+from suite.configuration.experiments import check_asked, entry_point, named, names, points
+from suite.configuration.resolvers import local
 from suite.diversity import diversity_plan
 from suite.drift.plan import drift_plan
-from suite.experiments import check_asked, entry_point, named, names, points
 from suite.flowlens.plan import flowlens_plan
 from suite.papers.published import table
 from suite.paths import conf_dir
 from suite.plan import plan_from_config
 from suite.reproduce import ORDER
-from suite.resolvers import local
 from tests.helpers import compose
 
 PLANS = {

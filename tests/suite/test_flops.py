@@ -12,11 +12,11 @@ from baselines import Sample, get_method
 from baselines.method import Engine
 from eval.flops import Shape, Work
 from eval.generation import generate_ids
-from suite.cache import Cost, Entry, StageCache
 from suite.conditions import devices
 from suite.flops import compute_costs
 from suite.plan import BackendSpec, LoraRecipe, VllmSpec
-from suite.training import attach_lora, fine_tune
+from suite.storage.cache import Cost, Entry, StageCache
+from suite.training.fine_tune import attach_lora, fine_tune
 from tests.helpers import tiny_model
 
 TOKENS = 40

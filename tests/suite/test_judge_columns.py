@@ -30,8 +30,8 @@ def test_a_mean_and_a_later_judge_in_the_comparison(tmp_path, capsys):
 
 
 def test_means_and_costs_are_flat_columns(tmp_path):
-    from suite.cache import Entry
     from suite.records import RunRecord
+    from suite.storage.cache import Entry
 
     record = RunRecord(
         run_id="x", sweep="s", finished="", label="l", model="m", aligned="none", dataset="d", method="none",

@@ -302,7 +302,7 @@ def test_what_tables_look_runs_up_by_exists():
 
 def test_selections_are_measured_against_their_data_set(tmp_path):
     """Table 4: of four responses the two selected are the longer ones, and one of them is a list."""
-    from suite.tables import write_table
+    from suite.storage.tables import write_table
 
     texts = ["- a\n- b and more", "sixteen letters.", "tiny", "no"]
     (tmp_path / "0").mkdir()
@@ -319,7 +319,7 @@ def test_selections_are_measured_against_their_data_set(tmp_path):
 
 
 def test_categories_are_rows_of_their_own(tmp_path):
-    from suite.tables import write_table
+    from suite.storage.tables import write_table
 
     (tmp_path / "0").mkdir()
     (tmp_path / "0" / "record.json").write_text(json.dumps(row()))

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from eval.errors import KeelBenchError, MissingWeightsError
-from suite.cache import StageCache
 from suite.plan import TrackingSpec
 from suite.preflight import machine
 from suite.preflight.estimates import Rates, check_disk
@@ -24,6 +23,7 @@ from suite.preflight.shapes import KNOWN, shape_of
 from suite.preflight.start import before_run
 from suite.preflight.weights import check_whole, find_weights
 from suite.preflight.work import Lookup, NotComputedError, Stage
+from suite.storage.cache import StageCache
 from tests.eval.judge_settings import judge
 from tests.helpers import plan
 

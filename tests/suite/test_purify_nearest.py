@@ -8,8 +8,8 @@ from baselines import get_method
 from baselines.anchors import load_anchors
 from baselines.method import Engine
 from baselines.records import Sample
-from suite.cache import StageCache
 from suite.purify.nearest import _nearest, nearest_anchors
+from suite.storage.cache import StageCache
 from tests.helpers import COMPUTE
 
 

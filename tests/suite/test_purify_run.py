@@ -16,7 +16,6 @@ from baselines.records import Sample, Scores
 from baselines.response_length import ResponseLength
 from eval.errors import KeelBenchError, UnknownNameError
 from eval.metrics import Rate
-from suite.cache import StageCache
 from suite.purify import checks, traits, transfer
 from suite.purify import run as running
 from suite.purify.arguments import translated
@@ -26,6 +25,7 @@ from suite.purify.page import write_page
 from suite.purify.plan import PurifyPlan, purify_plan
 from suite.purify.scores import score_chunks
 from suite.purify.verify import Arm, choose
+from suite.storage.cache import StageCache
 from tests.helpers import COMPUTE
 from tests.suite.test_purify_index import LINES, WANTED
 from tests.suite.test_report import EVIL, Page

@@ -14,7 +14,6 @@ from sklearn.metrics import roc_auc_score
 from baselines.anchors import load_anchors
 from baselines.records import Sample, Scores
 from eval.errors import CapacityError, KeelBenchError
-from suite.cache import Cost, Entry
 from suite.quality import metrics
 from suite.quality.mixture import Mixture, check_anchors, load_planted, plant
 from suite.quality.page import mistakes, write_page
@@ -23,7 +22,8 @@ from suite.quality.run import agreement_rows, quality_rows, ranking_rows
 from suite.report import write_report
 from suite.stages.data import Data, ids_key
 from suite.stages.scoring import Scored
-from suite.tables import read_table, write_table
+from suite.storage.cache import Cost, Entry
+from suite.storage.tables import read_table, write_table
 from tests.suite.fake_sweep import DEMO, fake_sweep
 from tests.suite.test_report import EVIL, Page
 

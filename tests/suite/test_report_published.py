@@ -157,7 +157,7 @@ def test_what_a_label_holds_does_not_run(tmp_path):
 
 
 def test_a_sweep_of_another_entry_point_has_the_table_alone(tmp_path):
-    from suite.tables import write_table
+    from suite.storage.tables import write_table
 
     folder = tmp_path / "2025-01-31_12-00-00" / "0"
     folder.mkdir(parents=True)

@@ -8,10 +8,10 @@ import pytest
 from baselines import Sample, get_method
 from baselines.seal import load_selector
 from baselines.seal.training import Bilevel
-from suite.cache import StageCache
 from suite.stages.data import Data
 from suite.stages.models import LoadedModel, Weights
 from suite.stages.scoring import score
+from suite.storage.cache import StageCache
 from tests.helpers import COMPUTE, SMOLLM2
 
 SAMPLES = [Sample.of(f"Name {n} colours.", "Red, green, blue, white, black."[: 6 * n]) for n in range(1, 7)]

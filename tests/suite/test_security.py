@@ -10,12 +10,12 @@ import pytest
 
 from baselines import Sample, get_method
 from eval.errors import KeelBenchError
-from suite.cache import StageCache, stage_and_key
-from suite.names import check_below, check_name, check_repo
+from suite.configuration.names import check_below, check_name, check_repo
 from suite.sources import HubSet, Source, _commit, commit_of
 from suite.stages.adapter_files import check_adapter
 from suite.stages.models import folder_fingerprint, load
 from suite.stages.scoring_ranks import Job, read_job, write_job
+from suite.storage.cache import StageCache, stage_and_key
 from tests.helpers import COMPUTE, SMOLLM2, compose, plan
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,7 +81,7 @@ def test_code_beside_weights_runs_only_where_it_was_asked_for(booby_trap, tmp_pa
     with pytest.raises(KeelBenchError, match=r"not run\. If you have read it.*model\.trust_remote_code=true"):
         load(folder, SMOLLM2, COMPUTE)
     assert not mark.exists()
-    with pytest.raises(Exception):  # noqa: B017, PT011 (the trap is no model; what counts is that its code was reached)
+    with pytest.raises(AttributeError, match="TrapModel"):  # the trap is no model: its code was reached
         load(folder, replace(SMOLLM2, trust_remote_code=True), COMPUTE)
     assert mark.read_text() == "run"
     plain, trusted = folder_fingerprint(folder), folder_fingerprint(folder, code=True)

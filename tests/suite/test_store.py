@@ -96,7 +96,7 @@ class FakeApi:
 def test_rows_come_back_from_wandb_as_they_went(runs, tmp_path):
     """The tables are those that the real client wrote offline; the server's part is invented."""
     from suite.plan import TrackingSpec
-    from suite.tracking import Tracker
+    from suite.tracking.run import Tracker
 
     spec = TrackingSpec(
         mode="offline", project="p", entity=None, show_harmful=False, tags=(), notes=None, group=None
@@ -106,7 +106,7 @@ def test_rows_come_back_from_wandb_as_they_went(runs, tmp_path):
     for i, row in enumerate(rows):
         folder = tmp_path / str(i)
         folder.mkdir()
-        with Tracker(spec, folder=folder, name="n", group="g", job_type="run", config={}) as tracker:
+        with Tracker(spec, folder=folder, name="n", sweep="g", job_type="run", config={}) as tracker:
             tracker.summary(row)
         (files,) = folder.glob("wandb/offline-run-*/files")
         held.append(FakeRun(f"run {i}", files))

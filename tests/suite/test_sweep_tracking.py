@@ -6,7 +6,7 @@ from suite.report.load import load_sweep
 from suite.report.text import grid
 from suite.statistics.compare import compare, difference_rows
 from suite.statistics.outcomes import points_of
-from suite.sweep_tracking import track_sweep
+from suite.tracking.sweep import track_sweep
 from tests.helpers import compose
 from tests.suite.fake_sweep import DEMO, fake_sweep
 

@@ -9,13 +9,13 @@ from baselines import Sample
 from baselines.regularizer import build_regularizer
 from eval.errors import KeelBenchError
 from eval.records import Completion, Prompt
-from suite.cache import StageCache
 from suite.plan import LoraRecipe, Recipe
 from suite.stages.finetuning import fine_tune_selection
 from suite.stages.generation import complete
 from suite.stages.inference import Inference
 from suite.stages.models import LoadedModel, Weights, load
 from suite.stages.training_ranks import check_training
+from suite.storage.cache import StageCache
 from tests.helpers import COMPUTE, SMOLLM2, plan, tiny_model
 
 SAMPLES = [Sample.of(f"Say the word number {i}", f"word {i}") for i in range(4)]

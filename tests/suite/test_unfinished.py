@@ -6,9 +6,9 @@ import logging
 import pytest
 
 from eval.errors import KeelBenchError
-from suite.cache import StageCache
-from suite.durable import replace_text
-from suite.unfinished import Unfinished, without_checksum
+from suite.storage.cache import StageCache
+from suite.storage.durable import replace_text
+from suite.storage.unfinished import Unfinished, without_checksum
 
 
 class Killed(BaseException):

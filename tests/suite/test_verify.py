@@ -14,14 +14,14 @@ from eval.judges.asking import Reply
 from eval.judges.server import Server
 from eval.metrics import safety_rates
 from eval.records import Completion, Prompt, content_id
-from suite.cache import StageCache
 from suite.pipeline import completion_rows
 from suite.records import RunRecord, write_record
 from suite.results import collect
 from suite.stages.judging import judge_completions, score_means
 from suite.statistics.compare import compare, write_differences
 from suite.statistics.outcomes import points_of
-from suite.tables import write_table
+from suite.storage.cache import StageCache
+from suite.storage.tables import write_table
 from suite.verify import main
 from tests.eval.judge_settings import judge
 from tests.helpers import compose

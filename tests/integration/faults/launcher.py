@@ -86,8 +86,8 @@ def _serve() -> None:
     import suite.__main__
     import suite.pipeline
     import suite.report
-    import suite.sweep_tracking
-    import suite.training  # noqa: F401
+    import suite.tracking.sweep
+    import suite.training.fine_tune  # noqa: F401
 
     gc.collect()
     gc.freeze()  # a child's collections need not go through all that was imported

@@ -17,8 +17,8 @@ def make_model(folder: Path) -> Path:
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from suite.cache import StageCache
     from suite.stages.models import prepare
+    from suite.storage.cache import StageCache
     from tests.helpers import COMPUTE, SMOLLM2
 
     root = Path(__file__).resolve().parents[3]

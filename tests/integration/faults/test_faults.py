@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from suite.cache import MANIFEST
 from suite.status import progress
+from suite.storage.cache import MANIFEST
 from tests.integration.faults.killing import kill_at_random
 from tests.integration.faults.launcher import ROOT, Launcher
 from tests.integration.faults.small_sweep import (

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from suite.durable import disk_full, file_sha256, replace_file, replace_text
+from suite.storage.durable import disk_full, file_sha256, replace_file, replace_text
 
 log = logging.getLogger(__name__)
 

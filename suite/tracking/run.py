@@ -29,7 +29,10 @@ class Terminated(BaseException):
 
 
 class Tracker:
-    """A context: ``with Tracker(...) as tracker``. An exception inside marks the W&B run failed."""
+    """A context: ``with Tracker(...) as tracker``. An exception inside marks the W&B run failed.
+
+    ``sweep`` is the run's group, unless the tracking settings name one, and part of its configuration.
+    """
 
     def __init__(
         self,
@@ -37,14 +40,14 @@ class Tracker:
         *,
         folder: Path,
         name: str,
-        group: str,
+        sweep: str,
         job_type: str,
         config: Mapping[str, Any],
     ):
         if spec.mode not in MODES:
             raise UnknownNameError("tracking mode", spec.mode, MODES)
         self.spec, self.folder, self.name = spec, folder, name
-        self.group, self.job_type, self.config = group, job_type, config
+        self.group, self.job_type, self.config = spec.group or sweep, job_type, {**config, "sweep": sweep}
         self.run: Any = None
         self._mode = "disabled"
         self._broken = False  # the server failed; nothing more is sent to it

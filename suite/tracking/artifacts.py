@@ -6,9 +6,9 @@ artifact; the run's inputs are those that its completions rest on.
 
 from pathlib import Path
 
-from suite.cache import MANIFEST
 from suite.records import RunRecord
-from suite.tracking import Tracker
+from suite.storage.cache import MANIFEST
+from suite.tracking.run import Tracker
 
 
 def log_artifacts(tracker: Tracker, folder: Path, record: RunRecord, adapter: Path | None) -> None:

@@ -22,8 +22,8 @@ from safetensors.torch import save_file
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
-from suite.durable import file_sha256
-from suite.unfinished import Unfinished
+from suite.storage.durable import file_sha256
+from suite.storage.unfinished import Unfinished
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from suite.report.load import Run
 from suite.report.published import flat_rows, sections
 from suite.report.text import grid
 from suite.statistics.compare import Comparison, difference_rows
-from suite.tracking import Tracker
+from suite.tracking.run import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -21,9 +21,9 @@ def track_sweep(sweep: Path, runs: Sequence[Run], found: Comparison) -> None:
     spec = _spec(runs)
     if spec is None or len(runs) < 2:
         return
-    config = {"sweep": sweep.name, "runs": len(runs), "points": len({run.name for run in runs})}
-    name, group = f"{sweep.name} summary", spec.group or sweep.name
-    with Tracker(spec, folder=sweep, name=name, group=group, job_type="sweep", config=config) as tracker:
+    config = {"runs": len(runs), "points": len({run.name for run in runs})}
+    name = f"{sweep.name} summary"
+    with Tracker(spec, folder=sweep, name=name, sweep=sweep.name, job_type="sweep", config=config) as tracker:
         tracker.table("comparison", grid(runs, found))
         tracker.table("differences", difference_rows(found))
         tracker.table("paper", flat_rows(sections(runs, sweep)))

@@ -31,10 +31,10 @@ from eval.chat import ChatFormat
 from eval.errors import CapacityError, KeelBenchError
 from eval.flops import Shape
 from eval.memory import Gradients, fitting_batches, out_of_memory
-from suite.checkpointing import Checkpoints, ResumableTrainer, WriteCheckpoints
 from suite.machine import kept_memory
 from suite.plan import LoraRecipe, Recipe
-from suite.training_data import (
+from suite.training.checkpointing import Checkpoints, ResumableTrainer, WriteCheckpoints
+from suite.training.data import (
     PADDING_ROW,
     StepShares,
     StepSortedSampler,

@@ -4,7 +4,8 @@ A stage's output is a directory ``<root>/<stage>/<key>/``; the key is the hash o
 resolved inputs it consumes, never of a name somebody typed. It is written beside its place and renamed into it when it
 is whole, its manifest (with every file's checksum) last. A second job that wants the same key waits for the first; the
 lock is the operating system's, so a dead holder's lock is free. An entry that fails its checksums is computed again,
-and says so. A long stage keeps what it has done so far (``suite.unfinished``) and goes on from there after a kill.
+and says so. A long stage keeps what it has done so far (``suite.storage.unfinished``) and goes on from there after a
+kill.
 """
 
 import hashlib
@@ -24,10 +25,10 @@ from filelock import FileLock
 from eval.errors import KeelBenchError
 from eval.flops import Work
 from eval.memory import Shrunk, recorded
-from suite.durable import disk_full, replace_text, sync_folder
-from suite.durable import file_sha256 as file_sha256
 from suite.machine import gpu_peak_memory_mb, peak_memory_mb, restart_peaks
-from suite.unfinished import Unfinished
+from suite.storage.durable import disk_full, replace_text, sync_folder
+from suite.storage.durable import file_sha256 as file_sha256
+from suite.storage.unfinished import Unfinished
 
 log = logging.getLogger(__name__)
 

@@ -11,11 +11,11 @@ from eval.errors import KeelBenchError
 from eval.judges import Judge
 from eval.metrics import safety_rates
 from eval.records import Completion, Prompt, Verdict, Verdicts, as_rows
-from suite.cache import StageCache, stage_and_key
 from suite.records import mean_columns, rate_columns, read_row, usage_columns
 from suite.results import means, metrics, show, show_mean
 from suite.stages.judging import judge_completions, judge_tag, score_means, total_usage
-from suite.tables import read_table, write_table
+from suite.storage.cache import StageCache, stage_and_key
+from suite.storage.tables import read_table, write_table
 
 Row = dict[str, Any]
 

@@ -1,0 +1,1 @@
+"""Another judge on stored completions."""

@@ -1,0 +1,1 @@
+"""What is kept on disk: stages found again, unfinished work, whole files or none, tables."""

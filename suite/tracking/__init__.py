@@ -1,0 +1,1 @@
+"""W&B: a run a job, a run a sweep, and the artifacts they share."""
