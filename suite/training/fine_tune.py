@@ -319,11 +319,12 @@ class _ResponseTrainer(ResumableTrainer):
                 out = Supervised(logits, targets, supervised, len(batch.ids), states)
             else:
                 out = supervised_forward(model, batch, hidden_states=self.hidden_states)
-        loss = out.token_losses().sum() / num_items_in_batch
+        loss = out.token_losses().sum().to(batch.ids.device) / num_items_in_batch
         if self.auxiliary_loss is not None and len(out.targets):
             # A regulariser has one value a forward pass; the step's is their mean.
             plain = model if self.shares.processes == 1 else self.model.model
-            loss = loss + self.auxiliary_loss(plain, *without_padding(batch, out)) / self._passes_of_step()
+            auxiliary = self.auxiliary_loss(plain, *without_padding(batch, out))
+            loss = loss + auxiliary.to(loss.device) / self._passes_of_step()
         return loss * self.shares.processes  # gradients and logged losses are averaged over the processes
 
     def _passes_of_step(self) -> int:
