@@ -9,7 +9,7 @@ python -m suite.results --from wandb:team/keelbench --parquet team.parquet
 import argparse
 import csv
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +82,14 @@ def conditions(rows: Sequence[Row]) -> dict[str, list[str]]:
     return {name: values for name, values in found.items() if len(values) > 1}
 
 
-def print_comparison(rows: Sequence[Row]) -> None:
-    """The comparison table, on the terminal."""
+def print_comparison(rows: Sequence[Row], points: Mapping[str, str] | None = None) -> None:
+    """The comparison table, on the terminal.
+
+    Args:
+        points: what a run is called, by its id, where labels are ambiguous.
+    """
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     if not rows:
@@ -101,7 +106,8 @@ def print_comparison(rows: Sequence[Row]) -> None:
     for row in rows:
         trained = f"{row['n_selected']} of {row['n_samples']}" if row["n_selected"] else "–"
         rates, judged = (show(row, name) for name in names), (show_mean(row, name) for name in scores)
-        table.add_row(row["label"], trained, str(row["seed"]), *rates, *judged)
+        name = (points or {}).get(row["run_id"], row["label"])
+        table.add_row(escape(name), trained, str(row["seed"]), *rates, *judged)
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table)
     for name, values in conditions(rows).items():
