@@ -8,7 +8,6 @@ python -m suite.results --from wandb:team/keelbench --parquet team.parquet
 
 import argparse
 import csv
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from eval.errors import KeelBenchError
 from suite import store
+from suite.command_line import one_line_errors, parser_of, runs_folder
 from suite.records import read_row
 
 Row = dict[str, Any]
@@ -126,12 +126,9 @@ def latest_sweep(runs: Path) -> Path:
     return sweeps[-1]
 
 
+@one_line_errors
 def main() -> int:
-    description, _, examples = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m suite.results", description=description, epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = parser_of("suite.results", __doc__)
     parser.add_argument(
         "folder", nargs="?", type=Path, help="runs, a sweep or a run; default: the latest sweep, with --where all runs"
     )
@@ -140,14 +137,10 @@ def main() -> int:
     parser.add_argument("--csv", action="store_true", help="all columns, as CSV")
     parser.add_argument("--parquet", type=Path, metavar="FILE", help="all columns, into a Parquet file")
     options = parser.parse_args()
-    try:
-        rows = _asked_for(options)
-        if options.parquet:
-            store.write_parquet(rows, options.parquet)
-            print(f"{len(rows)} rows in {options.parquet}")
-    except KeelBenchError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    rows = _asked_for(options)
+    if options.parquet:
+        store.write_parquet(rows, options.parquet)
+        print(f"{len(rows)} rows in {options.parquet}")
     if options.csv:
         columns = list(dict.fromkeys(k for row in rows for k in row))
         writer = csv.DictWriter(sys.stdout, columns)
@@ -159,7 +152,7 @@ def main() -> int:
 
 
 def _asked_for(options: argparse.Namespace) -> list[Row]:
-    runs = Path(os.environ.get("SUITE_RUNS", "runs"))
+    runs = runs_folder()
     if options.source is not None:
         if not options.source.startswith(store.WANDB) or options.folder is not None:
             raise KeelBenchError("--from wants wandb:<entity>/<project>, and no folder beside it")
