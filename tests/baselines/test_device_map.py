@@ -36,6 +36,7 @@ def test_devices_that_differ_refuse_each_other():
         ("representation_matching", {}),
         ("gradsafe", {}),
         ("bi_anchoring", {}),
+        ("seal", {"epochs": 2}),
     ],
 )
 def test_scores_are_those_of_one_device(models, tokenizer, method, options):

@@ -75,7 +75,7 @@ def test_estimates_of_processor_seconds_are_within_the_spread():
     for point in points()["cpu_seconds"]:
         flops = point["passes"] * shape.forward(point["tokens"], point["length"])
         expected = flops / (machine.efficiency[point["kind"]] * machine.peak / 2)  # one thread of two
-        assert machine.spread[0] < point["seconds"] / expected < 1.2, point["what"]
+        assert machine.spread[0] < point["seconds"] / expected < 1.4, point["what"]
 
 
 def test_loading_is_added_once_and_a_time_is_a_range():
