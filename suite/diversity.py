@@ -7,6 +7,7 @@ python -m suite.diversity -m dataset=alpaca,dolly dataset.limit=700
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from omegaconf import DictConfig
 
 from suite.entry import enter
 from suite.paths import conf_dir
+from suite.preflight.start import before_run
 from suite.sweep import carry_out, told_failures
 
 if TYPE_CHECKING:  # it imports torch, which --help does not wait for
@@ -129,8 +131,8 @@ def _hydra(config: DictConfig) -> None:
 
 
 def main() -> int:
-    """Exit status: 0, or 1 where a run failed, or 2 where the command line was wrong."""
-    return enter(_hydra, _summarise)
+    """Exit status: 0, or 1 where a run or a check before the first failed, or 2 where the command line was wrong."""
+    return enter(_hydra, _summarise, preflight=partial(before_run, entry_point="diversity"))
 
 
 def _summarise(sweep: Path) -> bool:

@@ -6,6 +6,7 @@ python -m suite.filter_quality model=llama3 dataset=dolly dataset.limit=1500
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from omegaconf import DictConfig
 
 from suite.entry import enter
 from suite.paths import conf_dir
+from suite.preflight.start import before_run
 from suite.sweep import carry_out, told_failures
 
 
@@ -30,8 +32,9 @@ def _work(values: dict[str, Any], folder: Path, sweep: str) -> str:
 
 
 def main() -> int:
-    """Exit status: 0, or 1 where a run or a method failed, or 2 where the command line was wrong."""
-    return enter(_hydra, _summarise)
+    """Exit status: 0, or 1 where a run, a method or a check before the first failed, or 2 where the command line was
+    wrong."""
+    return enter(_hydra, _summarise, preflight=partial(before_run, entry_point="filter_quality"))
 
 
 def _summarise(sweep: Path) -> bool:

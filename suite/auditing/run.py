@@ -78,11 +78,7 @@ def _check(plan: AuditPlan, cache: StageCache) -> tuple[dict[str, Answered], Lab
     labelled: Labelled | None = None
     judges: dict[str, Judge] = {}
     try:
-        if plan.labelled is not None:
-            labelled = load_labelled(plan.labelled, plan.columns, plan.labels)
-            answers = {"labelled": Answered(labelled.prompts, labelled.completions, labelled.key)}
-        elif plan.run is not None:
-            answers = stored_answers(plan.run, cache)
+        answers, labelled = read_answers(plan, cache)
     except KeelBenchError as error:
         problems.append(str(error))
     for name, judge in plan.judges.items():
@@ -94,6 +90,18 @@ def _check(plan: AuditPlan, cache: StageCache) -> tuple[dict[str, Answered], Lab
     if problems:
         raise KeelBenchError("\n".join(problems))
     return answers, labelled, judges
+
+
+def read_answers(plan: AuditPlan, cache: StageCache) -> tuple[dict[str, Answered], Labelled | None]:
+    """The completions that every judge is asked about, and people's labels where the plan names a file of them.
+
+    Raises:
+        KeelBenchError: a file that cannot be read, or a run that is not finished.
+    """
+    if plan.labelled is not None:
+        labelled = load_labelled(plan.labelled, plan.columns, plan.labels)
+        return {"labelled": Answered(labelled.prompts, labelled.completions, labelled.key)}, labelled
+    return ({} if plan.run is None else stored_answers(plan.run, cache)), None
 
 
 def agreement_rows(prompts: Sequence[Prompt], verdicts: Mapping[str, Sequence[Verdict]]) -> list[Row]:

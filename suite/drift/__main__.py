@@ -5,6 +5,7 @@ python -m suite.drift -m +experiment=larf_fig17 scale=laptop     # once larf_tab
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from omegaconf import DictConfig
 
 from suite.entry import enter
 from suite.paths import conf_dir
+from suite.preflight.start import before_run
 from suite.sweep import carry_out, told_failures
 
 
@@ -29,8 +31,8 @@ def _work(values: dict[str, Any], folder: Path, sweep: str) -> str:
 
 
 def main() -> int:
-    """Exit status: 0, or 1 where a run failed, or 2 where the command line was wrong."""
-    return enter(_hydra, _summarise)
+    """Exit status: 0, or 1 where a run or a check before the first failed, or 2 where the command line was wrong."""
+    return enter(_hydra, _summarise, preflight=partial(before_run, entry_point="drift"))
 
 
 def _summarise(sweep: Path) -> bool:

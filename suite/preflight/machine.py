@@ -10,8 +10,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from eval.errors import KeelBenchError
-from suite.plan import BackendSpec, LoraRecipe, RunPlan, VllmSpec
+from eval.judges import Judge
+from suite.plan import BackendSpec, LoraRecipe, VllmSpec
 from suite.preflight.findings import Finding
+from suite.preflight.loads import Load
 from suite.preflight.shapes import BYTES, Shape
 from suite.stages.generation import check_backend
 
@@ -85,47 +87,66 @@ def check_back_end(backend: BackendSpec | VllmSpec) -> str:
     return "installed"
 
 
-def memory(plan: RunPlan, shape: Shape, judge: Shape | None) -> dict[str, int]:
+def memory(load: Load, shape: Shape, judge: Shape | None) -> dict[str, int]:
     """Bytes that each stage needs at its peak, by a rough model (docs/doctor.md)."""
-    width = BYTES.get(plan.model.dtype, 4)
+    compute = load.compute
+    width = BYTES.get(load.model.dtype, 4)
     weights = shape.parameters * width
     token = shape.blocks * width * (20 * shape.hidden + 8 * shape.intermediate)  # what backward keeps of one
+    passing = compute.scoring_tokens_per_batch * width * (8 * shape.hidden + 4 * shape.intermediate)
     needs = {}
-    if plan.method.fine_tunes:
-        if isinstance(plan.train, LoraRecipe):
-            frozen = weights if plan.train.quantization == "none" else shape.parameters // 2
-            held = frozen + 16 * shape.lora_parameters(plan.train.rank, plan.train.target_modules)
+    if load.train is not None:
+        if isinstance(load.train, LoraRecipe):
+            frozen = weights if load.train.quantization == "none" else shape.parameters // 2
+            held = frozen + 16 * shape.lora_parameters(load.train.rank, load.train.target_modules)
         else:
             held = 20 * shape.parameters  # float32 weights, gradients twice, Adam's two moments
-        if plan.compute.training_sharding == "full" and isinstance(plan.compute.training_processes, int):
-            held //= plan.compute.training_processes
-        tokens = plan.compute.training_tokens_per_pass
-        needs["fine-tuning"] = held + tokens * (token + 6 * shape.vocabulary)
-    if plan.method.scores and plan.method.uses_model:
-        forward = plan.compute.scoring_tokens_per_batch * width * (8 * shape.hidden + 4 * shape.intermediate)
-        gradients = plan.method.name in ("gradsafe", "bi_anchoring", "seal")
-        needs["scoring"] = weights * (2 if gradients else 1) + (2048 * token if gradients else forward)
+        if compute.training_sharding == "full" and isinstance(compute.training_processes, int):
+            held //= compute.training_processes
+        needs["fine-tuning"] = held + compute.training_tokens_per_pass * (token + 6 * shape.vocabulary)
+    if load.methods:
+        gradients = any(method.name in ("gradsafe", "bi_anchoring", "seal") for method in load.methods)
+        needs["scoring"] = weights * (2 if gradients else 1) + (2048 * token if gradients else passing)
+    if load.reads_states:
+        states = compute.scoring_tokens_per_batch * width * shape.hidden * shape.blocks
+        needs["reading states"] = weights + passing + states
     cached = 2 * shape.blocks * shape.keys * width  # keys and values of one token
-    if isinstance(plan.backend, BackendSpec):
-        needs["answering"] = weights + plan.backend.tokens_per_batch * (cached + width * 4 * shape.intermediate)
-    else:
-        needs["answering"] = weights + int((plan.backend.kv_cache_gib or 0) * GIB)
+    if isinstance(load.backend, BackendSpec):
+        needs["answering"] = weights + load.backend.tokens_per_batch * (cached + width * 4 * shape.intermediate)
+    elif load.backend is not None:
+        needs["answering"] = weights + int((load.backend.kv_cache_gib or 0) * GIB)
     if judge is not None:
-        batch = int(getattr(plan.judge, "tokens_per_batch", 0))
-        each = 2 * judge.blocks * judge.keys * 2 + 8 * judge.intermediate
-        needs["judging"] = weights + judge.parameters * BYTES.get(getattr(plan.judge, "dtype", ""), 2) + batch * each
+        needs["judging"] = weights + judging_memory(load.judge, judge)
     return needs
 
 
-def check_memory(plan: RunPlan, shape: Shape | None, judge: Shape | None, found: list[Gpu]) -> tuple[int, Finding]:
+def judging_memory(judge: Judge | None, shape: Shape) -> int:
+    """Bytes that a judge's model takes with a batch of questions."""
+    batch = int(getattr(judge, "tokens_per_batch", 0))
+    each = 2 * shape.blocks * shape.keys * 2 + 8 * shape.intermediate
+    return shape.parameters * BYTES.get(getattr(judge, "dtype", ""), 2) + batch * each
+
+
+def check_memory(load: Load, shape: Shape | None, judge: Shape | None, found: list[Gpu]) -> tuple[int, Finding]:
     """``(bytes, finding)``: a failure where the weights alone could never fit, a warning where the rough model says
     that a stage does not fit now."""
-    name = f"memory for {plan.model.name}"
+    name = f"memory for {load.model.name}"
     if shape is None:
         return 0, Finding(name, "note", "unknown: the sizes of these weights are not known before they are here")
-    total, free = available(plan.compute.device, found)
-    stage, most = max(memory(plan, shape, judge).items(), key=lambda item: item[1])
-    weights = shape.parameters * BYTES.get(plan.model.dtype, 4)
+    weights = shape.parameters * BYTES.get(load.model.dtype, 4)
+    return _fitted(name, memory(load, shape, judge), weights, available(load.compute.device, found))
+
+
+def check_judge_memory(judge: Judge, shape: Shape, found: list[Gpu]) -> tuple[int, Finding]:
+    """As ``check_memory``, of a judge whose model is the only one."""
+    weights = shape.parameters * BYTES.get(getattr(judge, "dtype", ""), 2)
+    there = available(str(getattr(judge, "device", "auto")), found)
+    return _fitted(f"memory for {judge.name}", {"judging": judging_memory(judge, shape)}, weights, there)
+
+
+def _fitted(name: str, needs: dict[str, int], weights: int, there: tuple[int, int]) -> tuple[int, Finding]:
+    total, free = there
+    stage, most = max(needs.items(), key=lambda item: item[1])
     if weights > total:
         said = f"the weights alone take {weights / GIB:.1f} GiB; there are {total / GIB:.1f} GiB in all"
         return most, Finding(name, "failed", said, "a smaller model, or a device with more memory")
@@ -138,6 +159,7 @@ def check_memory(plan: RunPlan, shape: Shape | None, judge: Shape | None, found:
 _SMALLER = {
     "fine-tuning": "compute.training_tokens_per_pass=<fewer> (the result is the same)",
     "scoring": "compute.scoring_tokens_per_batch=<fewer>",
+    "reading states": "compute.scoring_tokens_per_batch=<fewer>",
     "answering": "backend.tokens_per_batch=<fewer>, or vllm's backend.kv_cache_gib=<less>",
     "judging": "judge.tokens_per_batch=<fewer>, or a judge behind a server",
 }

@@ -81,6 +81,14 @@ class PurifyPlan:
         return self.scorer or self.model
 
     @property
+    def models(self) -> tuple[ModelSpec, ...]:
+        """Those that will be loaded."""
+        needed = [self.scoring_model] if any(m.uses_model for m in self.methods.values()) else []
+        if self.model not in needed and (self.verify or (self.scorer is not None and self.transfer_rows)):
+            needed.append(self.model)
+        return tuple(needed)
+
+    @property
     def label(self) -> str:
         """The methods, and how they are combined."""
         names = "+".join(self.methods)
