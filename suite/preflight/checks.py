@@ -10,6 +10,7 @@ from suite.preflight.estimates import RUN_BYTES, check_disk
 from suite.preflight.findings import Finding, Findings
 from suite.preflight.inputs import Inputs
 from suite.preflight.loads import Load
+from suite.preflight.locks import check_locks
 from suite.preflight.machine import Gpu, check_back_end, check_device, check_judge_memory, check_memory, gpus
 from suite.preflight.points import CommandLine
 from suite.preflight.services import check_judge, check_tracking
@@ -113,12 +114,15 @@ class Checks:
             self.findings.add(Finding("machine", "note", "the jobs run elsewhere; each looks at its own machine"))
 
     def disk(self, cache: Path, output_bytes: int, runs: int) -> None:
-        """
+        """Room, and whether locks in the cache hold.
+
         Args:
             output_bytes: that the stages will leave in the cache.
             runs: how many folders of runs there will be.
         """
         self.findings.add(check_disk(cache, "the cache", output_bytes))
+        for finding in check_locks(cache, at_once=self.asked.at_once, elsewhere=not self.asked.local):
+            self.findings.add(finding)
         if runs:
             self.findings.add(check_disk(self.asked.runs, "the runs", RUN_BYTES * runs))
         fetched = sum(place.download_bytes for place in self.places.values())

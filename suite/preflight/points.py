@@ -30,6 +30,7 @@ class CommandLine(Generic[P]):
     points: tuple[Point[P], ...]
     local: bool  # whether the jobs run on this machine
     runs: Path  # where their folders will lie
+    at_once: bool = False  # whether several of them may run at a time
 
     @property
     def plans(self) -> list[P]:
@@ -74,13 +75,14 @@ def read_command_line(
             several = asked.multirun or shared.hydra.mode == RunMode.MULTIRUN
             lines = _points(shared.hydra, asked.overrides) if several else [tuple(asked.overrides)]
             composed = [(line, _composed(hydra, asked.config_name or config, line)) for line in lines]
-            local = str(shared.hydra.launcher.get("_target_", "")).startswith(_LOCAL_LAUNCHERS)
+            launcher = str(shared.hydra.launcher.get("_target_", ""))
             runs = Path(str(shared.paths.runs)).expanduser()
     except (HydraException, OmegaConfBaseException) as error:
         raise KeelBenchError(_told(error)) from error
     common = set.intersection(*(set(line) for line in lines)) if len(lines) > 1 else set()
     points = tuple(_point(tuple(o for o in line if o not in common), values, planned) for line, values in composed)
-    return CommandLine(points, local, runs)
+    one_by_one = launcher.startswith("hydra._internal.") or len(points) == 1
+    return CommandLine(points, launcher.startswith(_LOCAL_LAUNCHERS), runs, at_once=not one_by_one)
 
 
 def _points(hydra: Any, typed: Sequence[str]) -> list[tuple[str, ...]]:
