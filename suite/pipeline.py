@@ -16,7 +16,8 @@ from eval.judges import Judge
 from eval.metrics import ATTACK_SUCCEEDED, category_rates, safety_rates
 from eval.records import Completion, Prompt, Verdict
 from eval.utility.tasks import UtilityTask
-from suite.conditions import decoding, devices, template_fingerprint
+from suite.conditions import decoding, devices, rounding, template_fingerprint
+from suite.determinism import settle
 from suite.flops import compute_costs
 from suite.plan import RunPlan
 from suite.ranking import sample_row, score_rows, tracked_places, write_ranking, write_selected
@@ -27,7 +28,7 @@ from suite.stages.data import Data, benchmark_files, ids_key, load_data, load_pr
 from suite.stages.finetuning import fine_tune_selection
 from suite.stages.generation import check_backend, complete
 from suite.stages.inference import Inference
-from suite.stages.judging import judge_completions, score_means, total_usage, with_weights
+from suite.stages.judging import judge_completions, judge_inputs, score_means, total_usage, with_weights
 from suite.stages.models import LoadedModel, locate, prepare
 from suite.stages.scoring import score
 from suite.stages.selection import cut_size, select
@@ -98,6 +99,7 @@ def run(plan: RunPlan, folder: Path, sweep: str) -> RunRecord:
         KeelBenchError: anything a user can mend.
     """
     code_fingerprint()  # now: sources may be edited while the run goes on
+    settle(plan.compute.deterministic)  # for judges, too, where everything before them is in the cache
     data, prompts, tasks = check(plan)
     files = benchmark_files(plan.benchmarks, plan.paths.data)
     cache = StageCache(plan.paths.cache)
@@ -193,6 +195,7 @@ def run(plan: RunPlan, folder: Path, sweep: str) -> RunRecord:
             device=device,
             gpus=gpus,
             decoding=decoding(plan.evaluation, plan.backend),
+            rounding=rounding(plan.model, plan.compute, plan.backend),
             rates=rates,
             means=score_means(judge, prompts, verdicts),
             usage=total_usage(verdicts),
@@ -207,6 +210,7 @@ def run(plan: RunPlan, folder: Path, sweep: str) -> RunRecord:
                 "utility": fingerprint(utility.settings),
                 "code": code_fingerprint(),
                 "template": template_fingerprint(weights.folder),
+                "judge": fingerprint(judge_inputs(judge, [], "")),
             },
             scorer_info=scored.scores.info if scored else {},
             versions=_versions(plan),

@@ -196,6 +196,7 @@ class ComputeSpec:
     gradient_checkpointing: bool = False
     device_map: typing.Literal["auto"] | None = None  # auto: one model's blocks over all visible GPUs
     checkpoint_seconds: float = 60.0  # between two states of a fine-tuning on disk; 0 = after every step
+    deterministic: bool = False  # on a GPU: kernels that give the same bits each time, where there are any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,6 +260,8 @@ def plan_from_config(config: Mapping[str, Any]) -> RunPlan:
     if config["utility"]["tasks"] and (method.intervenes or method.name == "system_prompt"):
         raise KeelBenchError(f"method={method.name}: utility tasks would be put to the model without it; utility=none")
     _names(config)
+    if config["compute"].get("deterministic") and config["backend"]["name"] != "hf":
+        raise KeelBenchError("compute.deterministic=true: vLLM batches as it goes, so it needs backend=hf")
     if config["model"].get("trust_remote_code") and config["backend"]["name"] != "hf":
         raise KeelBenchError("model.trust_remote_code=true runs through transformers alone: it needs backend=hf")
     adapted = config["backend"]["name"] == "vllm" and not config["backend"].get("merge_adapter") and method.fine_tunes

@@ -39,6 +39,7 @@ class RunRecord:
     device: str  # cpu, cuda
     gpus: int = 0
     decoding: str = ""  # suite.conditions
+    rounding: str = ""  # likewise
     rates: dict[str, Rate] = field(default_factory=dict)
     means: dict[str, Mean] = field(default_factory=dict)  # of judges that give scores, such as gpt_score/<benchmark>
     usage: Usage = field(default_factory=Usage)  # what the judge's model took, when the verdicts were given
