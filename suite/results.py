@@ -72,9 +72,9 @@ def show_mean(row: Row, name: str) -> str:
 def conditions(rows: Sequence[Row]) -> dict[str, list[str]]:
     """What differs between rows although a comparison wants it equal, with the values found."""
     matter: tuple[str, ...] = (
-        "model", "aligned", "dataset", "judge", "judge_version", "fingerprint/judge", "backend", "decoding", "max_new_tokens", "dtype",
-        "device", "gpus", "rounding", "fingerprint/template", "fingerprint/prompts", "fingerprint/utility", "fingerprint/data",
-        "fingerprint/code", "prompt_limit",
+        "model", "aligned", "dataset", "judge", "judge_version", "fingerprint/judge", "backend", "decoding",
+        "max_new_tokens", "dtype", "device", "gpus", "rounding", "fingerprint/template", "fingerprint/prompts",
+        "fingerprint/utility", "fingerprint/data", "fingerprint/code", "prompt_limit",
     )  # fmt: skip
     # Library versions, and commits of what came from the hub.
     matter += tuple(dict.fromkeys(k for row in rows for k in row if k.startswith(("version/", "revision/"))))
