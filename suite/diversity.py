@@ -104,8 +104,9 @@ def run(plan: DiversityPlan, folder: Path, sweep: str) -> str:
 def print_table(rows: list[Row]) -> None:
     """The measured sets, one row a set and kind of text."""
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+
+    from suite.terminal import plain
 
     shown = Table(title="Lexical diversity (entropies in bits; all but MSTTR depend on the number of texts)")
     for name in ("data set", "of"):
@@ -117,7 +118,7 @@ def print_table(rows: list[Row]) -> None:
         sizes = [f"{row[k]:,}" for k in ("texts", "tokens", "vocabulary")]
         bits = [_figure(row[f"entropy_{n}"], 2) for n in (1, 2, 3)]
         shares = [_figure(row[k], 3) for k in ("msttr", "distinct_2", "distinct_3")]
-        shown.add_row(escape(row["dataset"]), row["text"], *sizes, *bits, *shares)
+        shown.add_row(plain(row["dataset"]), row["text"], *sizes, *bits, *shares)
     Console(width=None if sys.stdout.isatty() else 160).print(shown)
 
 

@@ -86,8 +86,9 @@ def asked_of(arguments: Sequence[str]) -> tuple[str, list[str]]:
 
 def show(found: Sequence[Finding]) -> None:
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+
+    from suite.terminal import plain
 
     console = Console(width=None if sys.stdout.isatty() else 160)
     table = Table()
@@ -95,7 +96,7 @@ def show(found: Sequence[Finding]) -> None:
         table.add_column(column, overflow="fold")
     style = {"failed": "red", "warning": "yellow", "note": "dim", "ok": ""}
     for finding in found:
-        table.add_row(escape(finding.check), finding.state, escape(finding.said), escape(finding.remedy),
+        table.add_row(plain(finding.check), finding.state, plain(finding.said), plain(finding.remedy),
                       style=style[finding.state])  # fmt: skip
     console.print(table)
     failed = sum(f.state == "failed" for f in found)

@@ -88,25 +88,28 @@ def print_comparison(rows: Sequence[Row]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from suite.terminal import plain
+
     if not rows:
         return
     names, scores = metrics(rows), means(rows)
     first = rows[0]
     title = f"{first['model']} (aligned: {first['aligned']}) · {first['dataset']} · judge {first['judge']}"
-    table = Table(title=f"{title}\nper cent [Wilson 95 % interval]; n below the name", title_justify="left")
+    table = Table(title=f"{plain(title)}\nper cent [Wilson 95 % interval]; n below the name", title_justify="left")
     for column in ("run", "trained on", "seed"):
         table.add_column(column)
     for name in (*names, *scores):
         sizes = sorted({row[f"{name}/n"] for row in rows if f"{name}/n" in row})
-        table.add_column(f"{name.replace('/', chr(10))}\nn={'/'.join(map(str, sizes))}", justify="right")
+        table.add_column(f"{plain(name.replace('/', chr(10)))}\nn={'/'.join(map(str, sizes))}", justify="right")
     for row in rows:
         trained = f"{row['n_selected']} of {row['n_samples']}" if row["n_selected"] else "–"
         rates, judged = (show(row, name) for name in names), (show_mean(row, name) for name in scores)
-        table.add_row(row["label"], trained, str(row["seed"]), *rates, *judged)
+        table.add_row(plain(row["label"]), trained, str(row["seed"]), *rates, *judged)
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table)
     for name, values in conditions(rows).items():
-        console.print(f"[yellow]not equal across rows:[/] {name}: {', '.join(values)}", highlight=False)
+        told = plain(f"{name}: {', '.join(values)}")
+        console.print(f"[yellow]not equal across rows:[/] {told}", highlight=False)
 
 
 def latest_sweep(runs: Path) -> Path:

@@ -163,8 +163,10 @@ def _print(tables: Mapping[str, Sequence[Row]], about: Mapping[str, str], comple
     from rich.console import Console
     from rich.table import Table
 
+    from suite.terminal import plain
+
     console = Console(width=None if sys.stdout.isatty() else 160)
-    console.print(f"{completions} completions; judges: " + ", ".join(f"{k} = {v}" for k, v in about.items()))
+    console.print(f"{completions} completions; judges: " + ", ".join(plain(f"{k} = {v}") for k, v in about.items()))
     shown = {
         "accuracy": ("judge", "question", "accuracy", "precision", "recall", "kappa", "true_positive", "false_positive",
                      "false_negative", "true_negative", "left_out"),
@@ -179,7 +181,7 @@ def _print(tables: Mapping[str, Sequence[Row]], about: Mapping[str, str], comple
         for column in columns:
             table.add_column(column.replace("_", "\n"))
         for row in rows:
-            table.add_row(*(_cell(row, column) for column in columns))
+            table.add_row(*(plain(_cell(row, column)) for column in columns))
         console.print(table)
     console.print(f"Tables: {folder}", highlight=False)
 

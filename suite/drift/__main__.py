@@ -38,19 +38,19 @@ def main() -> int:
 def _summarise(sweep: Path) -> bool:
     """The table of every point; whether every one finished."""
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     from suite.drift.page import SHOWN, shown
     from suite.storage.tables import read_table
+    from suite.terminal import plain
 
     for file in sorted(sweep.glob("*/drift.parquet"), key=lambda f: int(f.parent.name)):
         rows = read_table(file)
-        table = Table(title=escape(f"Drift behind block {rows[0]['layer']}: {rows[0]['data']}"), title_justify="left")
+        table = Table(title=plain(f"Drift behind block {rows[0]['layer']}: {rows[0]['data']}"), title_justify="left")
         for name in SHOWN.values():
             table.add_column(name)
         for row in rows:
-            table.add_row(*(escape(cell) for cell in shown(row).values()))
+            table.add_row(*(plain(cell) for cell in shown(row).values()))
         Console(width=None if sys.stdout.isatty() else 160).print(table)
         print(f"Page: {file.parent / 'drift.html'}")
     return not told_failures(sweep)

@@ -98,15 +98,16 @@ def _figure(value: Any) -> str:
 
 def _print(title: str, rows: list[dict[str, str]]) -> None:
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+
+    from suite.terminal import plain
 
     shown = Table(title=title, title_justify="left")
     columns = list(dict.fromkeys(name for row in rows for name in row))
     for name in columns:
         shown.add_column(name)
     for row in rows:
-        shown.add_row(*(escape(row.get(name, "–")) for name in columns))
+        shown.add_row(*(plain(row.get(name, "–")) for name in columns))
     Console(width=None if sys.stdout.isatty() else 160).print(shown)
 
 

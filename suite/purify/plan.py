@@ -8,6 +8,7 @@ from typing import Any
 from baselines.method import Method
 from eval.errors import KeelBenchError, UnknownNameError
 from eval.judges import Judge
+from suite.configuration.names import check_name
 from suite.plan import (
     BackendSpec,
     BenchmarkSource,
@@ -117,6 +118,7 @@ def purify_plan(config: Mapping[str, Any]) -> PurifyPlan:
     methods = {str(name): method_of(options) for name, options in (config["methods"] or {}).items()}
     chunk_rows = _positive(config, "chunk_rows", optional=True)
     for name, method in methods.items():
+        check_name(name, "methods")
         if name in COLUMNS:
             raise KeelBenchError(f"methods.{name}: the tables use this name themselves; choose another")
         if not method.scores:

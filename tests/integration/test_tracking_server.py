@@ -42,6 +42,11 @@ def until(condition, seconds: float = 60) -> None:
         time.sleep(0.1)
 
 
+def of_sweep(server: Server) -> list[dict]:
+    """The runs of ``sweep``, which share the server with the one of ``killed``."""
+    return [run for run in server.runs(SPEC.project) if run["display_name"] != "killed"]
+
+
 def waiting(sweep: Path) -> list[str]:
     """The folders of runs that have something to be sent."""
     files = sweep.rglob("wandb/*run-*/run-*.wandb")
@@ -65,7 +70,7 @@ def sweep(server, tmp_path_factory):
 
     half = track(server, sweep / "2", stop)
     until(stop.exists)
-    until(lambda: len(server.runs(SPEC.project)) == 3)
+    until(lambda: len(of_sweep(server)) == 3)
     server.kill()
     stop.unlink()
     assert half.wait(200) == 0  # the run ends well without its server
@@ -81,9 +86,9 @@ def sweep(server, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def killed(server, sweep, tmp_path_factory):
-    """A run killed by SIGKILL half-way and gone on with in its folder: ``(folder, what the server held of it each
-    time)``. Its label is another than those of the sweep's runs."""
+def killed(server, tmp_path_factory):
+    """A run killed by SIGKILL half-way and gone on with in its folder: ``(folder, what the server held of it before and
+    after, what was to be sent before)``. Its label is another than those of the sweep's runs."""
     sweep = fake_sweep(tmp_path_factory.mktemp("killed"), n_samples=60, k=20, n_prompts=16)
     folder, stop = sweep / "2", sweep.parent / "stop"
     row = json.loads((folder / "record.json").read_text())
@@ -128,7 +133,7 @@ def test_what_the_server_missed_is_sent_later(sweep):
 
 
 def test_every_run_is_there_once(sweep, server):
-    told = [run for run in server.runs(SPEC.project) if run["display_name"] != "killed"]
+    told = of_sweep(server)
     runs = {run["display_name"]: run for run in told}
     assert len(runs) == len(told) == 4
     assert set(runs) == {p.label for p in DEMO}
@@ -155,8 +160,8 @@ def test_a_run_told_to_stop_is_marked_failed(sweep):
 def test_every_table_read_back_is_the_one_on_disk(sweep, server):
     folder, _, _ = sweep
     compared = 0
-    for run in server.runs(SPEC.project):
-        if run["display_name"] in ("random", "killed"):  # stopped before it had a table; another folder's
+    for run in of_sweep(server):
+        if run["display_name"] == "random":  # stopped before it had a table
             continue
         place = folder / str([p.label for p in DEMO].index(run["display_name"]))
         tables = server.tables(SPEC.project, run["run_id"])
