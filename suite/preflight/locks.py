@@ -13,7 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock, SoftFileLock, Timeout
 
-from suite.preflight.findings import Finding
+from suite.preflight.findings import Finding, State
 
 CHECK = "locks in the cache"
 SECONDS = 20.0  # for a child to start, and for a dead one's lock to be free
@@ -47,7 +47,7 @@ def check_locks(cache: Path, *, at_once: bool, elsewhere: bool) -> Iterator[Find
         place = place.parent
     problem = _tried(place)
     if problem:
-        state = "failed" if at_once or "cannot" in problem else "warning"
+        state: State = "failed" if at_once or "cannot" in problem else "warning"
         yield Finding(CHECK, state, f"{place}: {problem}", ELSEWHERE)
         return
     kind, options = mount_of(place)
