@@ -96,12 +96,9 @@ def of_flowlens(checks: Checks, plans: Sequence[FlowLensPlan]) -> set[Stage]:
 
     left: set[Stage] = set()
     for plan in plans:
-        left |= _loaded(checks, plan.paths.cache, Load(model=plan.model, compute=plan.compute, reads_states=True))
-        if plan.benchmarks:
-            checks.inputs.prompts(plan.benchmarks, plan.limit, plan.paths.data)
+        left |= _states(checks, plan)
         if plan.dataset is None or checks.inputs.data(plan.dataset, plan.paths.data) is not None:
             _inputs(checks, plan, inputs)
-        checks.tracking(plan.tracking)
     return left
 
 
@@ -114,12 +111,17 @@ def of_drift(checks: Checks, plans: Sequence[DriftPlan]) -> set[Stage]:
 
     left: set[Stage] = set()
     for plan in plans:
-        left |= _loaded(checks, plan.paths.cache, Load(model=plan.model, compute=plan.compute, reads_states=True))
-        if plan.benchmarks:
-            checks.inputs.prompts(plan.benchmarks, plan.limit, plan.paths.data)
+        left |= _states(checks, plan)
         _inputs(checks, plan, inputs)
-        checks.tracking(plan.tracking)
     return left
+
+
+def _states(checks: Checks, plan: FlowLensPlan | DriftPlan) -> set[Stage]:
+    """A model whose hidden states are read on benchmarks' prompts."""
+    if plan.benchmarks:
+        checks.inputs.prompts(plan.benchmarks, plan.limit, plan.paths.data)
+    checks.tracking(plan.tracking)
+    return _loaded(checks, plan.paths.cache, Load(model=plan.model, compute=plan.compute, reads_states=True))
 
 
 def of_diversity(checks: Checks, plans: Sequence[DiversityPlan]) -> set[Stage]:

@@ -242,7 +242,7 @@ def test_text_of_strangers_is_no_command_to_the_terminal(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("config", "overrides", "planned"),
-    [("filter_quality", (), quality_plan), ("purify", ("keep=0.5", "out=x"), purify_plan),
+    [("filter_quality", (), quality_plan), ("purify", ("keep=0.5", "out=x", "dataset.path=x"), purify_plan),
      ("judge_audit", ("run=x",), audit_plan)],
 )  # fmt: skip
 def test_names_of_sections_lead_nowhere(config, overrides, planned):
