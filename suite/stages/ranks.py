@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 from baselines.records import Sample
 from eval.errors import KeelBenchError
 from eval.memory import Shrunk, recorded, tell
+from suite.conditions import devices
 from suite.plan import ComputeSpec, ModelSpec
 from suite.stages.sample_table import SampleTable
 from suite.storage.tables import read_table, write_table
@@ -103,8 +104,9 @@ def rank_main(work: Callable[[Path, Any], Callable[[Path], None]]) -> None:
     from accelerate import PartialState
 
     scratch = Path(sys.argv[1])
-    on_cpu = json.loads((scratch / "job.json").read_text(encoding="utf-8"))["compute"]["device"] == "cpu"
-    state = PartialState(cpu=on_cpu)
+    asked = json.loads((scratch / "job.json").read_text(encoding="utf-8"))["compute"]["device"]
+    # Without being told, accelerate makes no group of a CPU's processes: each would do all of the work.
+    state = PartialState(cpu=devices(asked)[0] == "cpu")
     write_result: Callable[[Path], None] | None = None
     problem = ""
     with recorded() as shrunk:

@@ -47,7 +47,8 @@ def test_a_process_that_dies_is_told_with_its_last_words(job, tmp_path):
 
 
 def test_what_does_not_fit_one_ranks_memory_is_told_to_the_run(tokenizer, tmp_path, monkeypatch):
-    """Rank 1 halves its batches; scores, order and the stage's record of it are those of one process."""
+    """Rank 1 halves its batches; scores, order and the stage's record of it are those of one process. (On a CPU by
+    ``compute.device=auto``, under which each process once took itself for the only one.)"""
     folder = tmp_path / "model"
     tiny_model("llama").save_pretrained(folder)
     tokenizer.save_pretrained(folder)
