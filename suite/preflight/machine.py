@@ -87,75 +87,102 @@ def check_back_end(backend: BackendSpec | VllmSpec) -> str:
     return "installed"
 
 
-def memory(load: Load, shape: Shape, judge: Shape | None) -> dict[str, int]:
-    """Bytes that each stage needs at its peak, by a rough model (docs/doctor.md)."""
+def memory(load: Load, shape: Shape, judge: Shape | None, gpus: int = 0) -> dict[str, tuple[int, int]]:
+    """``(bytes of weights, bytes at the peak)`` that each stage needs of one device, by a rough model (docs/doctor.md).
+
+    Args:
+        gpus: over which ``compute.device_map=auto`` and ``backend.tensor_parallel_size`` spread a model; 0 = none here.
+    """
     compute = load.compute
     width = BYTES.get(load.model.dtype, 4)
-    weights = shape.parameters * width
+    spread = max(1, gpus) if compute.device_map == "auto" else 1
+    whole = shape.parameters * width
+    weights = whole // spread
     token = shape.blocks * width * (20 * shape.hidden + 8 * shape.intermediate)  # what backward keeps of one
     passing = compute.scoring_tokens_per_batch * width * (8 * shape.hidden + 4 * shape.intermediate)
     needs = {}
     if load.train is not None:
         if isinstance(load.train, LoraRecipe):
-            frozen = weights if load.train.quantization == "none" else shape.parameters // 2
+            frozen = whole if load.train.quantization == "none" else shape.parameters // 2
             held = frozen + 16 * shape.lora_parameters(load.train.rank, load.train.target_modules)
         else:
-            held = 20 * shape.parameters  # float32 weights, gradients twice, Adam's two moments
+            frozen, held = 4 * shape.parameters, 20 * shape.parameters  # float32 weights, gradients twice, two moments
+        over = spread
         if compute.training_sharding == "full" and isinstance(compute.training_processes, int):
-            held //= compute.training_processes
-        needs["fine-tuning"] = held + compute.training_tokens_per_pass * (token + 6 * shape.vocabulary)
+            over = compute.training_processes
+        kept = token
+        if compute.gradient_checkpointing:  # each block's input, and all of the block that is computed again
+            kept = shape.blocks * width * shape.hidden + token // shape.blocks
+        tokens = compute.training_tokens_per_pass
+        needs["fine-tuning"] = frozen // over, held // over + tokens * (kept // spread + 6 * shape.vocabulary)
     if load.methods:
         gradients = any(method.name in ("gradsafe", "bi_anchoring", "seal") for method in load.methods)
-        needs["scoring"] = weights * (2 if gradients else 1) + (2048 * token if gradients else passing)
+        needs["scoring"] = (
+            weights,
+            weights * (2 if gradients else 1) + (2048 * token // spread if gradients else passing),
+        )
     if load.reads_states:
         states = compute.scoring_tokens_per_batch * width * shape.hidden * shape.blocks
-        needs["reading states"] = weights + passing + states
+        needs["reading states"] = weights, weights + passing + states
     cached = 2 * shape.blocks * shape.keys * width  # keys and values of one token
     if isinstance(load.backend, BackendSpec):
-        needs["answering"] = weights + load.backend.tokens_per_batch * (cached + width * 4 * shape.intermediate)
+        batch = load.backend.tokens_per_batch * (cached // spread + width * 4 * shape.intermediate)
+        needs["answering"] = weights, weights + batch
     elif load.backend is not None:
-        needs["answering"] = weights + int((load.backend.kv_cache_gib or 0) * GIB)
+        shared = whole // (load.backend.tensor_parallel_size if gpus else 1)
+        needs["answering"] = shared, shared + int((load.backend.kv_cache_gib or 0) * GIB)
     if judge is not None:
-        needs["judging"] = weights + judging_memory(load.judge, judge)
+        own, peak = judging_memory(load.judge, judge)
+        needs["judging"] = own, weights + peak
     return needs
 
 
-def judging_memory(judge: Judge | None, shape: Shape) -> int:
-    """Bytes that a judge's model takes with a batch of questions."""
-    batch = int(getattr(judge, "tokens_per_batch", 0))
+def judging_memory(judge: Judge | None, shape: Shape) -> tuple[int, int]:
+    """``(bytes of weights, bytes at the peak)`` of a judge's model."""
+    own = shape.parameters * BYTES.get(getattr(judge, "dtype", ""), 2)
     each = 2 * shape.blocks * shape.keys * 2 + 8 * shape.intermediate
-    return shape.parameters * BYTES.get(getattr(judge, "dtype", ""), 2) + batch * each
+    return own, own + int(getattr(judge, "tokens_per_batch", 0)) * each
 
 
 def check_memory(load: Load, shape: Shape | None, judge: Shape | None, found: list[Gpu]) -> tuple[int, Finding]:
-    """``(bytes, finding)``: a failure where the weights alone could never fit, a warning where the rough model says
-    that a stage does not fit now."""
+    """``(bytes, finding)``: a failure where a stage's weights alone could never fit, a warning where the rough model
+    says that a stage does not fit now."""
     name = f"memory for {load.model.name}"
     if shape is None:
         return 0, Finding(name, "note", "unknown: the sizes of these weights are not known before they are here")
-    weights = shape.parameters * BYTES.get(load.model.dtype, 4)
-    return _fitted(name, memory(load, shape, judge), weights, available(load.compute.device, found))
+    needs = memory(load, shape, judge, len(found) if load.compute.device != "cpu" else 0)
+    if not needs:
+        return 0, Finding(name, "ok", "nothing is computed by it")
+    wider = "compute.device_map=auto, backend=vllm backend.tensor_parallel_size=<GPUs>" if len(found) > 1 else ""
+    return _fitted(name, needs, available(load.compute.device, found), wider)
 
 
 def check_judge_memory(judge: Judge, shape: Shape, found: list[Gpu]) -> tuple[int, Finding]:
     """As ``check_memory``, of a judge whose model is the only one."""
-    weights = shape.parameters * BYTES.get(getattr(judge, "dtype", ""), 2)
     there = available(str(getattr(judge, "device", "auto")), found)
-    return _fitted(f"memory for {judge.name}", {"judging": judging_memory(judge, shape)}, weights, there)
+    return _fitted(f"memory for {judge.name}", {"judging": judging_memory(judge, shape)}, there)
 
 
-def _fitted(name: str, needs: dict[str, int], weights: int, there: tuple[int, int]) -> tuple[int, Finding]:
+def _fitted(
+    name: str, needs: dict[str, tuple[int, int]], there: tuple[int, int], wider: str = ""
+) -> tuple[int, Finding]:
+    """
+    Args:
+        wider: what to do beside the usual where the weights do not fit.
+    """
     total, free = there
-    stage, most = max(needs.items(), key=lambda item: item[1])
+    stage, (weights, most) = max(needs.items(), key=lambda item: item[1])
     if weights > total:
-        said = f"the weights alone take {weights / GIB:.1f} GiB; there are {total / GIB:.1f} GiB in all"
-        return most, Finding(name, "failed", said, "a smaller model, or a device with more memory")
+        said = f"the weights alone take {weights / GIB:.1f} GiB for {stage}; there are {total / GIB:.1f} GiB in all"
+        return most, Finding(name, "failed", said, ", ".join(filter(None, (_LARGER, wider))))
+    stage, (_, most) = max(needs.items(), key=lambda item: item[1][1])
     said = f"about {most / GIB:.1f} GiB for {stage} (rough), {free / GIB:.1f} GiB free"
     if most > free:
         return most, Finding(name, "warning", said, _SMALLER[stage])
     return most, Finding(name, "ok", said)
 
 
+_LARGER = "a smaller model, or a device with more memory"
 _SMALLER = {
     "fine-tuning": "compute.training_tokens_per_pass=<fewer> (the result is the same)",
     "scoring": "compute.scoring_tokens_per_batch=<fewer>",

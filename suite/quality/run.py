@@ -13,7 +13,7 @@ import numpy as np
 from baselines import get_method
 from baselines.records import FloatArray, response_lengths
 from eval.errors import KeelBenchError
-from suite.pipeline import code_fingerprint
+from suite.provenance import code_fingerprint
 from suite.quality.metrics import METRICS, Detection, agreement, detection, random_detection, spearman
 from suite.quality.mixture import Mixture, check_anchors, load_planted, plant
 from suite.quality.page import write_page

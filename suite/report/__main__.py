@@ -5,21 +5,15 @@ python -m suite.report demo                     # the latest sweep of an experim
 python -m suite.report runs/2025-01-31_12-00-00 --format latex > table.tex
 """
 
-import argparse
-import os
 import sys
-from pathlib import Path
 
-from eval.errors import KeelBenchError
+from suite.command_line import one_line_errors, parser_of, runs_folder
 from suite.report.find import find_sweep
 
 
+@one_line_errors
 def main() -> int:
-    description, _, examples = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m suite.report", description=description, epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = parser_of("suite.report", __doc__)
     parser.add_argument("name", nargs="?", help="a sweep, its folder, or an experiment; default: the latest sweep")
     parser.add_argument(
         "--format", choices=("html", "md", "latex", "csv"), default="html",
@@ -27,20 +21,16 @@ def main() -> int:
         "experiment with published figures, those beside ours (in csv a second block behind an empty line)",
     )  # fmt: skip
     options = parser.parse_args()
-    try:
-        sweep = find_sweep(options.name, Path(os.environ.get("SUITE_RUNS", "runs")))
-        if options.format == "html":
-            from suite.report import write_report
-            from suite.report.others import write_other
+    sweep = find_sweep(options.name, runs_folder())
+    if options.format == "html":
+        from suite.report import write_report
+        from suite.report.others import write_other
 
-            print("\n".join(map(str, write_other(sweep) or [write_report(sweep)])))
-        else:
-            from suite.report.text import render
+        print("\n".join(map(str, write_other(sweep) or [write_report(sweep)])))
+    else:
+        from suite.report.text import render
 
-            print(render(sweep, options.format), end="")
-    except KeelBenchError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        print(render(sweep, options.format), end="")
     return 0
 
 

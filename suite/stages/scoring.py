@@ -42,7 +42,14 @@ def score(
     def compute_stage(out: Path, unfinished: Unfinished) -> Work:
         if method.uses_model and (ranks := processes(compute.scoring_processes, method)) > 1:
             model.drop()  # its memory is the ranks' now
-            job = Job(method, data.samples, model.weights.folder, model.spec, compute, seed)
+            job = Job(
+                method=method,
+                samples=data.samples,
+                weights=model.weights.folder,
+                spec=model.spec,
+                compute=compute,
+                seed=seed,
+            )
             scores = score_over_processes(job, ranks)
             write_scores(out, scores)
             return work(scores, ranks)

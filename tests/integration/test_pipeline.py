@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 from eval.errors import CapacityError, KeelBenchError
-from suite.pipeline import REDACTED, run
+from suite.pipeline import run
 from suite.results import collect
+from suite.run_tables import REDACTED
 from tests.helpers import plan
 
 SMALL = ("model/align=none", "train.epochs=1", "eval.limit=4", "eval.max_new_tokens=8", "selection.k=12",

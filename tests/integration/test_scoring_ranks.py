@@ -1,7 +1,6 @@
 """Guards scoring over several processes: torchrun's ranks, gloo instead of NCCL, give what one process gives."""
 
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from suite.stages.models import LoadedModel, load, prepare
 from suite.stages.ranks import run_over_processes
 from suite.stages.score_files import read_scores
 from suite.stages.scoring import score
-from suite.stages.scoring_ranks import Job, processes, score_over_processes, write_job
+from suite.stages.scoring_ranks import Job, processes, score_over_processes
 from suite.storage.cache import StageCache
 from tests.helpers import COMPUTE, SMOLLM2, plan, tiny_model
 from tests.integration import full_rank
@@ -24,7 +23,10 @@ SAMPLES = [Sample.of(f"Name {n} rivers.", "Rhine, Danube, Volga, Elbe, Oder."[: 
 @pytest.fixture
 def job(smollm2_folder) -> Job:
     spec = replace(SMOLLM2, dtype="float32")
-    return Job(get_method("larf")(layer=5), SAMPLES, smollm2_folder, spec, replace(COMPUTE, threads=1), 0)
+    compute = replace(COMPUTE, threads=1)
+    return Job(
+        method=get_method("larf")(layer=5), samples=SAMPLES, weights=smollm2_folder, spec=spec, compute=compute, seed=0
+    )
 
 
 def test_two_processes_give_one_processs_scores_in_the_datas_order(job):
@@ -63,9 +65,7 @@ def test_what_does_not_fit_one_ranks_memory_is_told_to_the_run(tokenizer, tmp_pa
         return score(made.method, model, data, seed=0, compute=compute, cache=cache)
 
     def over_processes(job, count):
-        return run_over_processes(
-            full_rank.__name__, partial(write_job, job=job), read_scores, count, threads=1, what="a scoring"
-        )
+        return run_over_processes(full_rank.__name__, job, read_scores, count, what="a scoring")
 
     monkeypatch.setattr("suite.stages.scoring.score_over_processes", over_processes)
     one = scored(made.compute, StageCache(tmp_path / "one"))

@@ -17,7 +17,7 @@ from suite.flowlens.plan import flowlens_plan
 from suite.papers.published import table
 from suite.paths import conf_dir
 from suite.plan import plan_from_config
-from suite.reproduce import ORDER
+from suite.reproduce import ORDER, READS
 from tests.helpers import compose
 
 PLANS = {
@@ -136,8 +136,9 @@ def test_an_experiment_is_a_sweep_and_a_scale_is_an_experiments():
 
 def test_everything_is_reproduced_and_nothing_before_what_it_needs():
     assert sorted(ORDER) == PAPERS
-    for name, first in [*NEEDS.items(), ("larf_fig17", "larf_table1"), ("larf_fig17", "larf_table5")]:
-        assert ORDER.index(first) < ORDER.index(name)
+    for name, firsts in READS.items():
+        assert all(ORDER.index(first) < ORDER.index(name) for first in firsts)
+    assert NEEDS.items() <= {name: first for name, (first, *_) in READS.items()}.items()
 
 
 def test_table_1_runs_every_published_cell_under_the_papers_protocol():
