@@ -81,7 +81,7 @@ def fitting_batches(
         if len(batch) == 1:
             raise CapacityError(f"{what}: out of memory with a single item of {tokens} tokens")
         budget = tokens // 2
-        _tell(Shrunk(what, len(batch), tokens, budget))
+        tell(Shrunk(what, len(batch), tokens, budget))
         on_shrink(budget)
         rest = [i for later in (batch, *waiting) for i in later]
         waiting = [[rest[i] for i in part] for part in token_budget_batches([lengths[i] for i in rest], budget)]
@@ -102,11 +102,12 @@ def with_less(work: Callable[[int], T], max_tokens: int, *, what: str, undo: Cal
         undo()
         free_memory()
         budget //= 2
-        _tell(Shrunk(what, 0, 2 * budget, budget))
+        tell(Shrunk(what, 0, 2 * budget, budget))
     raise CapacityError(f"{what}: out of memory however small the batches")
 
 
-def _tell(event: Shrunk) -> None:
+def tell(event: Shrunk) -> None:
+    """Log ``event``, and put it on record where one is kept (``recorded``); also of what another process met."""
     log.warning("%s: out of memory with batches of %d tokens; %d from here on", event.what, event.tokens, event.budget)
     if (record := _RECORD.get()) is not None:
         record.append(event)

@@ -4,7 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from suite.plan import BackendSpec, EvalSpec, VllmSpec
+from suite.plan import BackendSpec, ComputeSpec, EvalSpec, ModelSpec, VllmSpec
 
 
 def template_fingerprint(folder: Path) -> str:
@@ -30,6 +30,18 @@ def decoding(evaluation: EvalSpec, backend: BackendSpec | VllmSpec) -> str:
     if backend.merge_adapter:
         parts.append("adapters merged")
     return ", ".join(parts)
+
+
+def rounding(model: ModelSpec, compute: ComputeSpec, backend: BackendSpec | VllmSpec) -> str:
+    """The settings that change a number by rounding alone, in words."""
+    batches = [compute.scoring_tokens_per_batch, compute.training_tokens_per_pass]
+    if isinstance(backend, BackendSpec):
+        batches.append(backend.tokens_per_batch)
+    parts = [f"attention {model.attention}", f"tokens a batch {'/'.join(map(str, batches))}"]
+    parts += [f"threads {compute.threads}"] if compute.threads is not None else []
+    for what, count in (("scoring", compute.scoring_processes), ("training", compute.training_processes)):
+        parts += [f"{what} over {count} processes"] if count != 1 else []
+    return ", ".join(parts + (["deterministic kernels"] if compute.deterministic else []))
 
 
 def devices(asked: str, backend: BackendSpec | VllmSpec | None = None) -> tuple[str, int]:

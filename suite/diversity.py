@@ -7,6 +7,7 @@ python -m suite.diversity -m dataset=alpaca,dolly dataset.limit=700
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from omegaconf import DictConfig
 
 from suite.entry import enter
 from suite.paths import conf_dir
+from suite.preflight.start import before_run
 from suite.sweep import carry_out, told_failures
 
 if TYPE_CHECKING:  # it imports torch, which --help does not wait for
@@ -102,8 +104,9 @@ def run(plan: DiversityPlan, folder: Path, sweep: str) -> str:
 def print_table(rows: list[Row]) -> None:
     """The measured sets, one row a set and kind of text."""
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+
+    from suite.terminal import plain
 
     shown = Table(title="Lexical diversity (entropies in bits; all but MSTTR depend on the number of texts)")
     for name in ("data set", "of"):
@@ -115,7 +118,7 @@ def print_table(rows: list[Row]) -> None:
         sizes = [f"{row[k]:,}" for k in ("texts", "tokens", "vocabulary")]
         bits = [_figure(row[f"entropy_{n}"], 2) for n in (1, 2, 3)]
         shares = [_figure(row[k], 3) for k in ("msttr", "distinct_2", "distinct_3")]
-        shown.add_row(escape(row["dataset"]), row["text"], *sizes, *bits, *shares)
+        shown.add_row(plain(row["dataset"]), row["text"], *sizes, *bits, *shares)
     Console(width=None if sys.stdout.isatty() else 160).print(shown)
 
 
@@ -129,8 +132,8 @@ def _hydra(config: DictConfig) -> None:
 
 
 def main() -> int:
-    """Exit status: 0, or 1 where a run failed, or 2 where the command line was wrong."""
-    return enter(_hydra, _summarise)
+    """Exit status: 0, or 1 where a run or a check before the first failed, or 2 where the command line was wrong."""
+    return enter(_hydra, _summarise, preflight=partial(before_run, entry_point="diversity"))
 
 
 def _summarise(sweep: Path) -> bool:

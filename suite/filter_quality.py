@@ -6,6 +6,7 @@ python -m suite.filter_quality model=llama3 dataset=dolly dataset.limit=1500
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from omegaconf import DictConfig
 
 from suite.entry import enter
 from suite.paths import conf_dir
+from suite.preflight.start import before_run
 from suite.sweep import carry_out, told_failures
 
 
@@ -30,8 +32,9 @@ def _work(values: dict[str, Any], folder: Path, sweep: str) -> str:
 
 
 def main() -> int:
-    """Exit status: 0, or 1 where a run or a method failed, or 2 where the command line was wrong."""
-    return enter(_hydra, _summarise)
+    """Exit status: 0, or 1 where a run, a method or a check before the first failed, or 2 where the command line was
+    wrong."""
+    return enter(_hydra, _summarise, preflight=partial(before_run, entry_point="filter_quality"))
 
 
 def _summarise(sweep: Path) -> bool:
@@ -54,10 +57,11 @@ def _summarise(sweep: Path) -> bool:
 
 def _print_table(facts: list[tuple[str, str]], rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=escape(" · ".join(f"{name} {value}" for name, value in facts)), title_justify="left")
+    from suite.terminal import plain
+
+    table = Table(title=plain(" · ".join(f"{name} {value}" for name, value in facts)), title_justify="left")
     table.add_column("method")
     shares = [f"precision %\ntop {rows[0]['planted']} (k)", "precision %\ntop 10"]
     shares += [f"recall %\ndrop {share} %" for share in (5, 10, 20)]
@@ -65,10 +69,10 @@ def _print_table(facts: list[tuple[str, str]], rows: list[dict[str, Any]]) -> No
         table.add_column(column, justify="right")
     for row in rows:
         if row["error"]:
-            table.add_row(escape(row["name"]), "failed")
+            table.add_row(plain(row["name"]), "failed")
             continue
         table.add_row(
-            escape(row["name"]),
+            plain(row["name"]),
             f"{row['auroc']:.3f} [{row['auroc_low']:.3f}, {row['auroc_high']:.3f}]",
             f"{row['average_precision']:.3f}",
             *(f"{100 * row[share]:.1f}" for share in _SHARES),

@@ -13,16 +13,21 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from eval.errors import KeelBenchError
+from suite.preflight.start import before_run
+
+if TYPE_CHECKING:
+    from suite.judging.plan import RejudgePlan
 
 
 def main() -> int:
-    """Exit status: 0, 1 where a run could not be judged, 2 where the command line was wrong."""
+    """Exit status: 0, 1 where a run could not be judged or a check before the first failed, 2 where the command line
+    was wrong."""
     about = __doc__ or ""
     parser = argparse.ArgumentParser(
         prog="python -m suite.judge", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -35,52 +40,33 @@ def main() -> int:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
     for noisy in ("httpx", "openai"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    from suite.judging.plan import composed, rejudge_plan
+
     try:
-        values = _composed(options.overrides)
+        values = composed(options.overrides)
     except KeelBenchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     try:
-        _judge_all(options.run, values)
+        plan = rejudge_plan(options.run, values)
+        before_run([str(options.run), *options.overrides], "judge")
+        _judge_all(plan)
     except KeelBenchError as error:
-        print(f"error: {error}", file=sys.stderr)
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
         return 1
     return 0
 
 
-def _composed(overrides: list[str]) -> dict[str, Any]:
-    from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    from suite.configuration.overrides import check_names
-    from suite.paths import conf_dir
-
-    check_names(overrides, Path(conf_dir()))
-    try:
-        with initialize_config_dir(conf_dir(), version_base="1.3"):
-            values = OmegaConf.to_container(compose("rejudge", overrides=overrides), resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise KeelBenchError(str(error)) from error
-    assert isinstance(values, dict)
-    return {str(k): v for k, v in values.items()}
-
-
-def _judge_all(folder: Path, values: dict[str, Any]) -> None:
+def _judge_all(plan: "RejudgePlan") -> None:
     from suite.judging.rejudging import print_rates, rejudge
-    from suite.plan import judge_of, paths_spec, refuse_unknown
     from suite.stages.judging import with_weights
     from suite.storage.cache import StageCache
 
-    refuse_unknown(values, {"judge", "compute", "paths"}, "setting")
-    runs = sorted(f.parent for f in folder.rglob("record.json"))
-    if not runs:
-        raise KeelBenchError(f"no finished run in {folder}")
-    judge = with_weights(judge_of(values["judge"]))
+    judge = with_weights(plan.judge)
     judge.check()
-    cache = StageCache(paths_spec(values["paths"]).cache)
-    print_rates([rejudge(run, judge, cache) for run in runs])
+    cache = StageCache(plan.paths.cache)
+    print_rates([rejudge(run, judge, cache) for run in plan.runs])
 
 
 if __name__ == "__main__":

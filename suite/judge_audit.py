@@ -5,6 +5,7 @@ python -m suite.judge_audit labelled=xstest_completions.csv columns.label=final_
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from omegaconf import DictConfig
 
 from suite.entry import enter
 from suite.paths import conf_dir
+from suite.preflight.start import before_run
 from suite.sweep import carry_out, told_failures
 
 
@@ -33,8 +35,8 @@ def _summarise(sweep: Path) -> bool:
 
 
 def main() -> int:
-    """Exit status: 0, or 1 where the audit failed, or 2 where the command line was wrong."""
-    return enter(_hydra, _summarise)
+    """Exit status: 0, or 1 where the audit or a check before it failed, or 2 where the command line was wrong."""
+    return enter(_hydra, _summarise, preflight=partial(before_run, entry_point="judge_audit"))
 
 
 if __name__ == "__main__":

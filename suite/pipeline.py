@@ -9,7 +9,8 @@ from eval.errors import KeelBenchError
 from eval.metrics import category_rates, safety_rates
 from eval.records import Prompt
 from eval.utility.tasks import UtilityTask
-from suite.conditions import decoding, devices, template_fingerprint
+from suite.conditions import decoding, devices, rounding, template_fingerprint
+from suite.determinism import settle
 from suite.flops import compute_costs
 from suite.plan import RunPlan
 from suite.provenance import as_json, code_fingerprint, hub_revisions, library_versions, public_plan
@@ -20,7 +21,7 @@ from suite.stages.data import Data, benchmark_files, ids_key, load_data, load_pr
 from suite.stages.finetuning import fine_tune_selection
 from suite.stages.generation import check_backend, complete
 from suite.stages.inference import Inference
-from suite.stages.judging import judge_completions, score_means, total_usage, with_weights
+from suite.stages.judging import judge_completions, judge_inputs, score_means, total_usage, with_weights
 from suite.stages.models import LoadedModel, locate, prepare
 from suite.stages.scoring import score
 from suite.stages.selection import cut_size, select
@@ -89,6 +90,7 @@ def run(plan: RunPlan, folder: Path, sweep: str) -> RunRecord:
         KeelBenchError: anything a user can mend.
     """
     code_fingerprint()  # now: sources may be edited while the run goes on
+    settle(plan.compute.deterministic)  # for judges, too, where everything before them is in the cache
     data, prompts, tasks = check(plan)
     files = benchmark_files(plan.benchmarks, plan.paths.data)
     cache = StageCache(plan.paths.cache)
@@ -186,6 +188,7 @@ def run(plan: RunPlan, folder: Path, sweep: str) -> RunRecord:
             device=device,
             gpus=gpus,
             decoding=decoding(plan.evaluation, plan.backend),
+            rounding=rounding(plan.model, plan.compute, plan.backend),
             rates=rates,
             means=score_means(judge, prompts, verdicts),
             usage=total_usage(verdicts),
@@ -200,6 +203,7 @@ def run(plan: RunPlan, folder: Path, sweep: str) -> RunRecord:
                 "utility": fingerprint(utility.settings),
                 "code": code_fingerprint(),
                 "template": template_fingerprint(weights.folder),
+                "judge": fingerprint(judge_inputs(judge, [], "")),
             },
             scorer_info=scored.scores.info if scored else {},
             versions=library_versions(plan),

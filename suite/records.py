@@ -8,7 +8,7 @@ from typing import Any
 
 from eval.metrics import Mean, Rate
 from eval.records import Usage
-from suite.storage.cache import Entry
+from suite.storage.cache import Entry, stage_and_key
 from suite.storage.durable import replace_text
 
 
@@ -39,6 +39,7 @@ class RunRecord:
     device: str  # cpu, cuda
     gpus: int = 0
     decoding: str = ""  # suite.conditions
+    rounding: str = ""  # likewise
     rates: dict[str, Rate] = field(default_factory=dict)
     means: dict[str, Mean] = field(default_factory=dict)  # of judges that give scores, such as gpt_score/<benchmark>
     usage: Usage = field(default_factory=Usage)  # what the judge's model took, when the verdicts were given
@@ -137,6 +138,10 @@ def read_row(folder: Path) -> dict[str, Any] | None:
 
 
 def adapter_key(row: Mapping[str, Any]) -> str | None:
-    """The cache key of a run's adapter; None where it has none."""
-    stages = json.loads(row.get("stages") or "[]")
-    return next((s.removeprefix("adapter/") for s in stages if s.startswith("adapter/")), None)
+    """The cache key of a run's adapter; None where it has none.
+
+    Raises:
+        KeelBenchError: a stage that could not be one: the key becomes a path.
+    """
+    stages = map(stage_and_key, json.loads(row.get("stages") or "[]"))
+    return next((key for stage, key in stages if stage == "adapter"), None)

@@ -72,13 +72,14 @@ def show_mean(row: Row, name: str) -> str:
 def conditions(rows: Sequence[Row]) -> dict[str, list[str]]:
     """What differs between rows although a comparison wants it equal, with the values found."""
     matter: tuple[str, ...] = (
-        "model", "aligned", "dataset", "judge", "judge_version", "backend", "decoding", "max_new_tokens", "dtype",
-        "device", "gpus", "fingerprint/template", "fingerprint/prompts", "fingerprint/utility", "fingerprint/data",
-        "fingerprint/code", "prompt_limit",
+        "model", "aligned", "dataset", "judge", "judge_version", "fingerprint/judge", "backend", "decoding",
+        "max_new_tokens", "dtype", "device", "gpus", "rounding", "fingerprint/template", "fingerprint/prompts",
+        "fingerprint/utility", "fingerprint/data", "fingerprint/code", "prompt_limit",
     )  # fmt: skip
     # Library versions, and commits of what came from the hub.
     matter += tuple(dict.fromkeys(k for row in rows for k in row if k.startswith(("version/", "revision/"))))
     found = {name: sorted({str(row.get(name)) for row in rows}) for name in matter}
+    found["shrunk"] = sorted({"nothing" if row.get("shrunk") in (None, "[]") else "some batches" for row in rows})
     return {name: values for name, values in found.items() if len(values) > 1}
 
 
@@ -89,29 +90,31 @@ def print_comparison(rows: Sequence[Row], points: Mapping[str, str] | None = Non
         points: what a run is called, by its id, where labels are ambiguous.
     """
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+
+    from suite.terminal import plain
 
     if not rows:
         return
     names, scores = metrics(rows), means(rows)
     first = rows[0]
     title = f"{first['model']} (aligned: {first['aligned']}) · {first['dataset']} · judge {first['judge']}"
-    table = Table(title=f"{title}\nper cent [Wilson 95 % interval]; n below the name", title_justify="left")
+    table = Table(title=f"{plain(title)}\nper cent [Wilson 95 % interval]; n below the name", title_justify="left")
     for column in ("run", "trained on", "seed"):
         table.add_column(column)
     for name in (*names, *scores):
         sizes = sorted({row[f"{name}/n"] for row in rows if f"{name}/n" in row})
-        table.add_column(f"{name.replace('/', chr(10))}\nn={'/'.join(map(str, sizes))}", justify="right")
+        table.add_column(f"{plain(name.replace('/', chr(10)))}\nn={'/'.join(map(str, sizes))}", justify="right")
     for row in rows:
         trained = f"{row['n_selected']} of {row['n_samples']}" if row["n_selected"] else "–"
         rates, judged = (show(row, name) for name in names), (show_mean(row, name) for name in scores)
         name = (points or {}).get(row["run_id"], row["label"])
-        table.add_row(escape(name), trained, str(row["seed"]), *rates, *judged)
+        table.add_row(plain(name), trained, str(row["seed"]), *rates, *judged)
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table)
     for name, values in conditions(rows).items():
-        console.print(f"[yellow]not equal across rows:[/] {name}: {', '.join(values)}", highlight=False)
+        told = plain(f"{name}: {', '.join(values)}")
+        console.print(f"[yellow]not equal across rows:[/] {told}", highlight=False)
 
 
 def latest_sweep(runs: Path) -> Path:

@@ -126,8 +126,9 @@ def _total(sweep: Path) -> int | None:
 
 def show(sweep: Path, found: Progress) -> None:
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+
+    from suite.terminal import plain
 
     console = Console(width=None if sys.stdout.isatty() else 160)
     waiting = "an unknown number" if found.waiting is None else found.waiting
@@ -142,7 +143,7 @@ def show(sweep: Path, found: Progress) -> None:
     shared = set.intersection(*map(set, typed)) if len(typed) > 1 else set()
     for job, mine in zip(found.jobs, typed, strict=True):
         own = " ".join(o for o in mine if o not in shared)
-        table.add_row(job.name, job.state, _duration(job.seconds), escape(own), escape(job.last),
+        table.add_row(job.name, job.state, _duration(job.seconds), plain(own), plain(job.last),
                       style=style.get(job.state))  # fmt: skip
     console.print(table)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from eval.errors import KeelBenchError
 from eval.judges import Judge
+from suite.configuration.names import check_name
 from suite.plan import PathsSpec, build, checked, judge_of, paths_spec, refuse_unknown
 
 # What people may have been asked, and which answer is the positive one.
@@ -45,6 +46,8 @@ def audit_plan(config: Mapping[str, Any]) -> AuditPlan:
     run, labelled = (checked(str | None, config[key], key) for key in ("run", "labelled"))
     if (run is None) == (labelled is None):
         raise KeelBenchError("give either run=<folder of a finished run> or labelled=<file>")
+    for name in config["judges"]:
+        check_name(name, "judges")
     labels = {str(k): checked(str, v, f"labels.{k}") for k, v in config["labels"].items()}
     meanings = [meaning for answers in QUESTIONS.values() for meaning in answers]
     for name, meaning in labels.items():

@@ -78,11 +78,7 @@ def _check(plan: AuditPlan, cache: StageCache) -> tuple[dict[str, Answered], Lab
     labelled: Labelled | None = None
     judges: dict[str, Judge] = {}
     try:
-        if plan.labelled is not None:
-            labelled = load_labelled(plan.labelled, plan.columns, plan.labels)
-            answers = {"labelled": Answered(labelled.prompts, labelled.completions, labelled.key)}
-        elif plan.run is not None:
-            answers = stored_answers(plan.run, cache)
+        answers, labelled = read_answers(plan, cache)
     except KeelBenchError as error:
         problems.append(str(error))
     for name, judge in plan.judges.items():
@@ -94,6 +90,18 @@ def _check(plan: AuditPlan, cache: StageCache) -> tuple[dict[str, Answered], Lab
     if problems:
         raise KeelBenchError("\n".join(problems))
     return answers, labelled, judges
+
+
+def read_answers(plan: AuditPlan, cache: StageCache) -> tuple[dict[str, Answered], Labelled | None]:
+    """The completions that every judge is asked about, and people's labels where the plan names a file of them.
+
+    Raises:
+        KeelBenchError: a file that cannot be read, or a run that is not finished.
+    """
+    if plan.labelled is not None:
+        labelled = load_labelled(plan.labelled, plan.columns, plan.labels)
+        return {"labelled": Answered(labelled.prompts, labelled.completions, labelled.key)}, labelled
+    return ({} if plan.run is None else stored_answers(plan.run, cache)), None
 
 
 def agreement_rows(prompts: Sequence[Prompt], verdicts: Mapping[str, Sequence[Verdict]]) -> list[Row]:
@@ -155,8 +163,10 @@ def _print(tables: Mapping[str, Sequence[Row]], about: Mapping[str, str], comple
     from rich.console import Console
     from rich.table import Table
 
+    from suite.terminal import plain
+
     console = Console(width=None if sys.stdout.isatty() else 160)
-    console.print(f"{completions} completions; judges: " + ", ".join(f"{k} = {v}" for k, v in about.items()))
+    console.print(f"{completions} completions; judges: " + ", ".join(plain(f"{k} = {v}") for k, v in about.items()))
     shown = {
         "accuracy": ("judge", "question", "accuracy", "precision", "recall", "kappa", "true_positive", "false_positive",
                      "false_negative", "true_negative", "left_out"),
@@ -171,7 +181,7 @@ def _print(tables: Mapping[str, Sequence[Row]], about: Mapping[str, str], comple
         for column in columns:
             table.add_column(column.replace("_", "\n"))
         for row in rows:
-            table.add_row(*(_cell(row, column) for column in columns))
+            table.add_row(*(plain(_cell(row, column)) for column in columns))
         console.print(table)
     console.print(f"Tables: {folder}", highlight=False)
 

@@ -4,6 +4,8 @@
 ``${adapters:experiment,runs,cache}``: the adapters of the experiment's latest sweep, as values of a sweep.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -36,6 +38,26 @@ def adapters(experiment: str, runs: str, cache: str) -> str:
     if not folders:
         raise KeelBenchError(f"no run of {sweep} has an adapter in {cache}")
     return ",".join(f"'{folder}'" for folder in folders)
+
+
+@contextmanager
+def without_environment() -> Iterator[None]:
+    """Within it a configuration that is resolved reads no environment variable: that of a stranger's run could name one
+    with a key, which would then be shown.
+
+    Raises:
+        OmegaConfBaseException: where one is asked for.
+    """
+    from omegaconf.resolvers import oc
+
+    def refused(name: str, *default: object) -> None:
+        raise ValueError(f"a stored configuration must not read the environment ({name})")
+
+    OmegaConf.register_new_resolver("oc.env", refused, replace=True)
+    try:
+        yield
+    finally:
+        OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
 
 
 def register() -> None:

@@ -5,6 +5,7 @@ python -m suite.drift -m +experiment=larf_fig17 scale=laptop     # once larf_tab
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from omegaconf import DictConfig
 
 from suite.entry import enter
 from suite.paths import conf_dir
+from suite.preflight.start import before_run
 from suite.sweep import carry_out, told_failures
 
 
@@ -29,26 +31,26 @@ def _work(values: dict[str, Any], folder: Path, sweep: str) -> str:
 
 
 def main() -> int:
-    """Exit status: 0, or 1 where a run failed, or 2 where the command line was wrong."""
-    return enter(_hydra, _summarise)
+    """Exit status: 0, or 1 where a run or a check before the first failed, or 2 where the command line was wrong."""
+    return enter(_hydra, _summarise, preflight=partial(before_run, entry_point="drift"))
 
 
 def _summarise(sweep: Path) -> bool:
     """The table of every point; whether every one finished."""
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     from suite.drift.page import SHOWN, shown
     from suite.storage.tables import read_table
+    from suite.terminal import plain
 
     for file in sorted(sweep.glob("*/drift.parquet"), key=lambda f: int(f.parent.name)):
         rows = read_table(file)
-        table = Table(title=escape(f"Drift behind block {rows[0]['layer']}: {rows[0]['data']}"), title_justify="left")
+        table = Table(title=plain(f"Drift behind block {rows[0]['layer']}: {rows[0]['data']}"), title_justify="left")
         for name in SHOWN.values():
             table.add_column(name)
         for row in rows:
-            table.add_row(*(escape(cell) for cell in shown(row).values()))
+            table.add_row(*(plain(cell) for cell in shown(row).values()))
         Console(width=None if sys.stdout.isatty() else 160).print(table)
         print(f"Page: {file.parent / 'drift.html'}")
     return not told_failures(sweep)

@@ -9,6 +9,7 @@ import numpy as np
 
 from baselines.method import Engine
 from eval.errors import KeelBenchError
+from eval.records import Prompt
 from suite.drift.measure import Floats, common_directions, compliance_direction, drift, prompt_states
 from suite.drift.page import write_page
 from suite.drift.plan import DriftPlan
@@ -53,6 +54,41 @@ def find_adapters(plan: DriftPlan) -> dict[str, str]:
     return found
 
 
+def check(plan: DriftPlan) -> tuple[dict[str, str], list[Prompt]]:
+    """Read all inputs and list every problem that can be found before a model is loaded.
+
+    Returns:
+        ``find_adapters``'s, and the prompts to be refused.
+
+    Raises:
+        KeelBenchError: one or more problems, one a line.
+    """
+    problems: list[str] = []
+    adapters: dict[str, str] = {}
+    prompts: list[Prompt] = []
+    try:
+        adapters = find_adapters(plan)
+    except KeelBenchError as error:
+        problems.append(str(error))
+    unread = False
+    for benchmark in plan.benchmarks:
+        try:
+            asked = load_prompts(benchmark, plan.limit, plan.paths.data)
+            prompts += [p for p in asked if p.expected == "refuse"]
+        except KeelBenchError as error:
+            problems.append(str(error))
+            unread = True
+    if len(prompts) < 3 and not unread:
+        problems.append(f"{plan.data or 'no benchmark'} has {len(prompts)} harmful prompts: at least 3")
+    cache = StageCache(plan.paths.cache)
+    missing = [key for key in adapters.values() if cache.find("adapter", key) is None]
+    if missing:
+        problems.append(f"{plan.paths.cache} has no adapter {', '.join(missing)}: run the experiment with this cache")
+    if problems:
+        raise KeelBenchError("\n".join(problems))
+    return adapters, prompts
+
+
 def run(plan: DriftPlan, folder: Path, sweep: str) -> str:
     """Carry out ``plan``; its tables and page lie in ``folder`` when it returns, and the tables in W&B.
 
@@ -62,17 +98,8 @@ def run(plan: DriftPlan, folder: Path, sweep: str) -> str:
     Raises:
         KeelBenchError: anything a user can mend.
     """
-    adapters = find_adapters(plan)
-    prompts = [p for b in plan.benchmarks for p in load_prompts(b, plan.limit, plan.paths.data)]
-    prompts = [p for p in prompts if p.expected == "refuse"]
-    if len(prompts) < 3:
-        raise KeelBenchError(f"{plan.data} has {len(prompts)} harmful prompts: at least 3")
+    adapters, prompts = check(plan)
     cache = StageCache(plan.paths.cache)
-    missing = [key for key in adapters.values() if cache.find("adapter", key) is None]
-    if missing:
-        raise KeelBenchError(
-            f"{plan.paths.cache} has no adapter {', '.join(missing)}: run the experiment with this cache"
-        )
     name = f"{plan.model.name}-{plan.data}-drift"
     with Tracker(
         plan.tracking,

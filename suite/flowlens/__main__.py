@@ -5,6 +5,7 @@ python -m suite.flowlens -m model=smollm2 model/align=none,mini     # ends with 
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from omegaconf import DictConfig
 
 from suite.entry import enter
 from suite.paths import conf_dir
+from suite.preflight.start import before_run
 from suite.sweep import carry_out, told_failures
 
 
@@ -31,8 +33,8 @@ def _work(values: dict[str, Any], folder: Path, sweep: str) -> str:
 
 
 def main() -> int:
-    """Exit status: 0, or 1 where a run failed, or 2 where the command line was wrong."""
-    return enter(_hydra, _summarise)
+    """Exit status: 0, or 1 where a run or a check before the first failed, or 2 where the command line was wrong."""
+    return enter(_hydra, _summarise, preflight=partial(before_run, entry_point="flowlens"))
 
 
 def _summarise(sweep: Path) -> bool:
@@ -96,15 +98,16 @@ def _figure(value: Any) -> str:
 
 def _print(title: str, rows: list[dict[str, str]]) -> None:
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+
+    from suite.terminal import plain
 
     shown = Table(title=title, title_justify="left")
     columns = list(dict.fromkeys(name for row in rows for name in row))
     for name in columns:
         shown.add_column(name)
     for row in rows:
-        shown.add_row(*(escape(row.get(name, "–")) for name in columns))
+        shown.add_row(*(plain(row.get(name, "–")) for name in columns))
     Console(width=None if sys.stdout.isatty() else 160).print(shown)
 
 

@@ -28,11 +28,12 @@ Row = dict[str, Any]
 Asked = list[tuple[str, str]]  # text, group
 
 
-def check(plan: FlowLensPlan, folder: Path | None = None) -> Asked:
+def check(plan: FlowLensPlan, folder: Path | None = None, *, files_only: bool = False) -> Asked:
     """Read all inputs and list every problem that can be found before a model is loaded.
 
     Args:
         folder: the run's own, which may be its reference although nothing lies there yet.
+        files_only: leave weights to the caller, which looks at them without fetching any.
 
     Returns:
         Every prompt with its group: what a benchmark expects of it ("refuse", "comply"), or "" of a data set's.
@@ -58,7 +59,7 @@ def check(plan: FlowLensPlan, folder: Path | None = None) -> Asked:
         problems.append(f"{empty} prompts of {plan.data} are empty, or nothing but punctuation")
     if not plan.benchmarks and plan.dataset is None:
         problems.append("no prompts: name a benchmark, such as benchmark=[xstest], or data=dataset")
-    checks: list[Callable[[], object]] = [lambda: locate(plan.model)]
+    checks: list[Callable[[], object]] = [] if files_only else [lambda: locate(plan.model)]
     if (adapter := plan.adapter) is not None:
         checks.append(lambda: check_adapter(adapter))
     if (reference := plan.reference) is not None and reference != folder:

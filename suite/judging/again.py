@@ -11,6 +11,7 @@ from eval.judges.asking import Reply
 from eval.judges.kept import KeptReplies
 from eval.judges.model_judge import ModelJudge
 from eval.records import Completion, Prompt, Verdict
+from suite.configuration.resolvers import without_environment
 from suite.plan import judge_of
 from suite.stages.judging import judge_tag
 
@@ -76,7 +77,8 @@ def _judge(folder: Path, name: str) -> Judge:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        config = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "config.yaml").judge, resolve=True)
+        with without_environment():
+            config = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "config.yaml").judge, resolve=True)
         assert isinstance(config, dict)
         if config["name"] != name:
             raise KeelBenchError(f"{folder}/.hydra/config.yaml has judge {config['name']}, the record {name}")

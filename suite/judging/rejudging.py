@@ -136,18 +136,20 @@ def print_rates(judged: Sequence[Judged]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from suite.terminal import plain
+
     rows = [j.columns for j in judged]
     names, scores = metrics(rows), means(rows)
     first = judged[0].judge
     title = f"judge {first.name} ({first.described}), per cent [Wilson 95 % interval]; scores: mean"
-    table = Table(title=title, title_justify="left")
+    table = Table(title=plain(title), title_justify="left")
     table.add_column("run")
     for name in (*names, *scores):
         sizes = sorted({row[f"{name}/n"] for row in rows if f"{name}/n" in row})
-        table.add_column(f"{name.replace('/', chr(10))}\nn={'/'.join(map(str, sizes))}", justify="right")
+        table.add_column(f"{plain(name.replace('/', chr(10)))}\nn={'/'.join(map(str, sizes))}", justify="right")
     for run in judged:
         rates, given = (show(run.columns, n) for n in names), (show_mean(run.columns, n) for n in scores)
-        table.add_row(f"{run.folder.name} {run.label}", *rates, *given)
+        table.add_row(plain(f"{run.folder.name} {run.label}"), *rates, *given)
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table)
     for run in judged:

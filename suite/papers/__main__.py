@@ -58,11 +58,12 @@ def _show(published: PublishedTable, sweeps: Sequence[Path], only_ours: bool) ->
 
 def _print(published: PublishedTable, rows: Sequence[dict[str, Any]], *, with_ours: bool) -> None:
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
+    from suite.terminal import plain
+
     title = f"{published.name} · {published.paper}, {published.place}\n{published.quantity}"
-    shown = Table(title=escape(title), title_justify="left")
+    shown = Table(title=plain(title), title_justify="left")
     for key in published.keys:
         shown.add_column(key)
     shown.add_column("unit")
@@ -73,18 +74,18 @@ def _print(published: PublishedTable, rows: Sequence[dict[str, Any]], *, with_ou
     shown.add_column("note", overflow="fold")
     for row in rows:
         unit = row["unit"]
-        cells = [*(escape(str(row[key])) for key in published.keys), unit, _figure(row["published"], unit)]
+        cells = [*(plain(str(row[key])) for key in published.keys), unit, _figure(row["published"], unit)]
         if with_ours:
             ends = "" if row["low"] is None else f"[{_figure(row['low'], unit)}, {_figure(row['high'], unit)}]"
             sign = "" if row["difference"] is None or row["difference"] < 0 else "+"
             cells += [
                 _figure(row["ours"], unit),
-                escape(ends),
+                plain(ends),
                 sign + _figure(row["difference"], unit),
                 str(row["n_runs"] or ""),
             ]
         note = row["note"] if with_ours else published.doubts.get(tuple(str(row[k]) for k in published.keys), "")
-        shown.add_row(*cells, escape(note))
+        shown.add_row(*cells, plain(note))
     Console(width=None if sys.stdout.isatty() else 180).print(shown)
 
 

@@ -61,6 +61,8 @@ def plan_from_config(config: Mapping[str, Any]) -> RunPlan:
     if config["utility"]["tasks"] and (method.intervenes or method.name == "system_prompt"):
         raise KeelBenchError(f"method={method.name}: utility tasks would be put to the model without it; utility=none")
     _names(config)
+    if config["compute"].get("deterministic") and config["backend"]["name"] != "hf":
+        raise KeelBenchError("compute.deterministic=true: vLLM batches as it goes, so it needs backend=hf")
     if config["model"].get("trust_remote_code") and config["backend"]["name"] != "hf":
         raise KeelBenchError("model.trust_remote_code=true runs through transformers alone: it needs backend=hf")
     adapted = config["backend"]["name"] == "vllm" and not config["backend"].get("merge_adapter") and method.fine_tunes

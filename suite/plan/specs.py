@@ -186,6 +186,7 @@ class ComputeSpec:
     gradient_checkpointing: bool = False
     device_map: typing.Literal["auto"] | None = None  # auto: one model's blocks over all visible GPUs
     checkpoint_seconds: float = 60.0  # between two states of a fine-tuning on disk; 0 = after every step
+    deterministic: bool = False  # on a GPU: kernels that give the same bits each time, where there are any
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,8 +49,10 @@ class Findings:
                 self.add(finding)
 
     def fail(self, check: str, message: str) -> None:
+        """A failure for every line of ``message`` that no other check has told."""
+        told = {f.said for f in self.failed}
         for line in message.splitlines():
-            if line.strip():
+            if line.strip() and line.strip() not in told:
                 self.add(Finding(check, "failed", line.strip()))
 
     def add(self, finding: Finding) -> None:

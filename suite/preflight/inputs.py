@@ -1,13 +1,14 @@
 """Data sets, benchmarks, methods' own files, tasks: read as the stages read them, counted and checksummed."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from baselines.method import Method
 from eval.benchmarks import checksum
 from eval.errors import DataError
 from eval.records import Prompt
-from suite.plan import BenchmarkSource, RunPlan
+from suite.plan import BenchmarkSource, DatasetSpec, RunPlan
 from suite.preflight.findings import Finding, Findings
 from suite.sources import Source, hub_offline, of_the_network
 from suite.stages.data import Data, load_data, load_prompts
@@ -28,58 +29,68 @@ class Inputs:
         self._data: dict[str, Data | None] = {}
         self._prompts: dict[str, list[Prompt]] = {}
 
-    def data(self, plan: RunPlan) -> Data | None:
-        key = repr((plan.dataset, plan.paths.data))
-        name = f"data set {plan.dataset.name}"
+    def data(self, dataset: DatasetSpec, data_root: Path | None) -> Data | None:
+        key = repr((dataset, data_root))
         if key not in self._data:
             self._data[key] = None
 
             def read() -> str:
-                source = plan.dataset.source
-                if source.file(plan.dataset.name, plan.paths.data) is None and source.hub:
-                    told = _ask_hub(plan.dataset.name, source, plan.paths.data)
-                    if not self.fetch:
-                        return told
-                data = self._data[key] = load_data(plan.dataset, plan.paths.data)
+                told = self.only_on_hub(dataset.name, dataset.source, data_root)
+                if told and not self.fetch:
+                    return told
+                data = self._data[key] = load_data(dataset, data_root)
                 skipped = f", {sum(data.skipped.values())} skipped" if data.skipped else ""
                 return f"{len(data.samples)} samples{skipped}"
 
-            self.findings.once(key, name, read)
-        data = self._data[key]
-        if data is not None and plan.method.scores and plan.selection.name != "all":
-            n = len(data.samples)
-            self.findings.once((key, plan.selection), f"selection from {plan.dataset.name}",
-                               lambda: f"{plan.selection.name}, {cut_size(plan.selection, n)} of {n}")  # fmt: skip
-        return data
+            self.findings.once(key, f"data set {dataset.name}", read)
+        return self._data[key]
 
-    def prompts(self, plan: RunPlan) -> dict[str, list[Prompt]]:
-        """Of the benchmarks that could be read."""
+    def only_on_hub(self, name: str, source: Source, data_root: Path | None) -> str:
+        """What the hub says of a data set that is nowhere else; "" where it lies here.
+
+        Raises:
+            DataError: it may not be had.
+        """
+        if source.file(name, data_root) is not None or source.hub is None:
+            return ""
+        return _ask_hub(name, source, data_root)
+
+    def selection(self, plan: RunPlan, data: Data | None) -> None:
+        """Whether k fits ``data``."""
+        if data is not None and plan.selection.name != "all":
+            n = len(data.samples)
+            self.findings.once((repr((plan.dataset, plan.paths.data)), plan.selection),
+                               f"selection from {plan.dataset.name}",
+                               lambda: f"{plan.selection.name}, {cut_size(plan.selection, n)} of {n}")  # fmt: skip
+
+    def prompts(
+        self, benchmarks: Sequence[BenchmarkSource], limit: int | None, data_root: Path | None
+    ) -> dict[str, list[Prompt]]:
+        """Of the benchmarks that could be read, at most ``limit`` of each expectation."""
         found = {}
-        if not plan.benchmarks:
+        if not benchmarks:
             self.findings.fail("benchmark", "no benchmark: name at least one, such as benchmark=[mini_harmful]")
-        for benchmark in plan.benchmarks:
-            key = repr((benchmark, plan.evaluation.limit, plan.paths.data))
+        for benchmark in benchmarks:
+            key = repr((benchmark, limit, data_root))
             name = benchmark.spec.name
 
             def read(benchmark: BenchmarkSource = benchmark, key: str = key, name: str = name) -> Iterator[Finding]:
-                if benchmark.source.file(name, plan.paths.data) is None and benchmark.source.hub:
-                    _ask_hub(name, benchmark.source, plan.paths.data)
-                self._prompts[key] = load_prompts(benchmark, plan.evaluation.limit, plan.paths.data)
-                yield _counted(benchmark, len(self._prompts[key]), plan.paths.data)
+                self.only_on_hub(name, benchmark.source, data_root)
+                self._prompts[key] = load_prompts(benchmark, limit, data_root)
+                yield _counted(benchmark, len(self._prompts[key]), data_root)
 
             self.findings.once(key, f"benchmark {name}", read)
             if key in self._prompts:
                 found[name] = self._prompts[key]
         return found
 
-    def method(self, plan: RunPlan) -> None:
+    def method(self, method: Method) -> None:
         """The method's own files."""
 
         def read() -> str:
-            measured = plan.method.calibration()
-            return "ready" if measured is None else "measures its layer on the model first"
+            return "ready" if method.calibration() is None else "measures its layer on the model first"
 
-        self.findings.once(repr(plan.method), f"method {plan.method.name}", read)
+        self.findings.once(repr(method), f"method {method.name}", read)
 
     def tasks(self, plan: RunPlan) -> None:
         """Utility tasks: documents, and the sandbox tried where one runs code."""

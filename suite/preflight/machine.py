@@ -10,8 +10,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from eval.errors import KeelBenchError
-from suite.plan import BackendSpec, LoraRecipe, RunPlan, VllmSpec
+from eval.judges import Judge
+from suite.plan import BackendSpec, LoraRecipe, VllmSpec
 from suite.preflight.findings import Finding
+from suite.preflight.loads import Load
 from suite.preflight.shapes import BYTES, Shape
 from suite.stages.generation import check_backend
 
@@ -85,66 +87,93 @@ def check_back_end(backend: BackendSpec | VllmSpec) -> str:
     return "installed"
 
 
-def memory(plan: RunPlan, shape: Shape, judge: Shape | None, gpus: int = 0) -> dict[str, tuple[int, int]]:
+def memory(load: Load, shape: Shape, judge: Shape | None, gpus: int = 0) -> dict[str, tuple[int, int]]:
     """``(bytes of weights, bytes at the peak)`` that each stage needs of one device, by a rough model (docs/doctor.md).
 
     Args:
         gpus: over which ``compute.device_map=auto`` and ``backend.tensor_parallel_size`` spread a model; 0 = none here.
     """
-    width = BYTES.get(plan.model.dtype, 4)
-    spread = max(1, gpus) if plan.compute.device_map == "auto" else 1
+    compute = load.compute
+    width = BYTES.get(load.model.dtype, 4)
+    spread = max(1, gpus) if compute.device_map == "auto" else 1
     whole = shape.parameters * width
     weights = whole // spread
     token = shape.blocks * width * (20 * shape.hidden + 8 * shape.intermediate)  # what backward keeps of one
+    passing = compute.scoring_tokens_per_batch * width * (8 * shape.hidden + 4 * shape.intermediate)
     needs = {}
-    if plan.method.fine_tunes:
-        if isinstance(plan.train, LoraRecipe):
-            frozen = whole if plan.train.quantization == "none" else shape.parameters // 2
-            held = frozen + 16 * shape.lora_parameters(plan.train.rank, plan.train.target_modules)
+    if load.train is not None:
+        if isinstance(load.train, LoraRecipe):
+            frozen = whole if load.train.quantization == "none" else shape.parameters // 2
+            held = frozen + 16 * shape.lora_parameters(load.train.rank, load.train.target_modules)
         else:
             frozen, held = 4 * shape.parameters, 20 * shape.parameters  # float32 weights, gradients twice, two moments
         over = spread
-        if plan.compute.training_sharding == "full" and isinstance(plan.compute.training_processes, int):
-            over = plan.compute.training_processes
+        if compute.training_sharding == "full" and isinstance(compute.training_processes, int):
+            over = compute.training_processes
         kept = token
-        if plan.compute.gradient_checkpointing:  # each block's input, and all of the block that is computed again
+        if compute.gradient_checkpointing:  # each block's input, and all of the block that is computed again
             kept = shape.blocks * width * shape.hidden + token // shape.blocks
-        tokens = plan.compute.training_tokens_per_pass
+        tokens = compute.training_tokens_per_pass
         needs["fine-tuning"] = frozen // over, held // over + tokens * (kept // spread + 6 * shape.vocabulary)
-    if plan.method.scores and plan.method.uses_model:
-        forward = plan.compute.scoring_tokens_per_batch * width * (8 * shape.hidden + 4 * shape.intermediate)
-        gradients = plan.method.name in ("gradsafe", "bi_anchoring", "seal")
+    if load.methods:
+        gradients = any(method.name in ("gradsafe", "bi_anchoring", "seal") for method in load.methods)
         needs["scoring"] = (
             weights,
-            weights * (2 if gradients else 1) + (2048 * token // spread if gradients else forward),
+            weights * (2 if gradients else 1) + (2048 * token // spread if gradients else passing),
         )
+    if load.reads_states:
+        states = compute.scoring_tokens_per_batch * width * shape.hidden * shape.blocks
+        needs["reading states"] = weights, weights + passing + states
     cached = 2 * shape.blocks * shape.keys * width  # keys and values of one token
-    if isinstance(plan.backend, BackendSpec):
-        batch = plan.backend.tokens_per_batch * (cached // spread + width * 4 * shape.intermediate)
+    if isinstance(load.backend, BackendSpec):
+        batch = load.backend.tokens_per_batch * (cached // spread + width * 4 * shape.intermediate)
         needs["answering"] = weights, weights + batch
-    else:
-        shared = whole // (plan.backend.tensor_parallel_size if gpus else 1)
-        needs["answering"] = shared, shared + int((plan.backend.kv_cache_gib or 0) * GIB)
+    elif load.backend is not None:
+        shared = whole // (load.backend.tensor_parallel_size if gpus else 1)
+        needs["answering"] = shared, shared + int((load.backend.kv_cache_gib or 0) * GIB)
     if judge is not None:
-        batch = int(getattr(plan.judge, "tokens_per_batch", 0))
-        each = 2 * judge.blocks * judge.keys * 2 + 8 * judge.intermediate
-        own = judge.parameters * BYTES.get(getattr(plan.judge, "dtype", ""), 2)
-        needs["judging"] = own, weights + own + batch * each
+        own, peak = judging_memory(load.judge, judge)
+        needs["judging"] = own, weights + peak
     return needs
 
 
-def check_memory(plan: RunPlan, shape: Shape | None, judge: Shape | None, found: list[Gpu]) -> tuple[int, Finding]:
+def judging_memory(judge: Judge | None, shape: Shape) -> tuple[int, int]:
+    """``(bytes of weights, bytes at the peak)`` of a judge's model."""
+    own = shape.parameters * BYTES.get(getattr(judge, "dtype", ""), 2)
+    each = 2 * shape.blocks * shape.keys * 2 + 8 * shape.intermediate
+    return own, own + int(getattr(judge, "tokens_per_batch", 0)) * each
+
+
+def check_memory(load: Load, shape: Shape | None, judge: Shape | None, found: list[Gpu]) -> tuple[int, Finding]:
     """``(bytes, finding)``: a failure where a stage's weights alone could never fit, a warning where the rough model
     says that a stage does not fit now."""
-    name = f"memory for {plan.model.name}"
+    name = f"memory for {load.model.name}"
     if shape is None:
         return 0, Finding(name, "note", "unknown: the sizes of these weights are not known before they are here")
-    total, free = available(plan.compute.device, found)
-    needs = memory(plan, shape, judge, len(found) if plan.compute.device != "cpu" else 0)
+    needs = memory(load, shape, judge, len(found) if load.compute.device != "cpu" else 0)
+    if not needs:
+        return 0, Finding(name, "ok", "nothing is computed by it")
+    wider = "compute.device_map=auto, backend=vllm backend.tensor_parallel_size=<GPUs>" if len(found) > 1 else ""
+    return _fitted(name, needs, available(load.compute.device, found), wider)
+
+
+def check_judge_memory(judge: Judge, shape: Shape, found: list[Gpu]) -> tuple[int, Finding]:
+    """As ``check_memory``, of a judge whose model is the only one."""
+    there = available(str(getattr(judge, "device", "auto")), found)
+    return _fitted(f"memory for {judge.name}", {"judging": judging_memory(judge, shape)}, there)
+
+
+def _fitted(
+    name: str, needs: dict[str, tuple[int, int]], there: tuple[int, int], wider: str = ""
+) -> tuple[int, Finding]:
+    """
+    Args:
+        wider: what to do beside the usual where the weights do not fit.
+    """
+    total, free = there
     stage, (weights, most) = max(needs.items(), key=lambda item: item[1])
     if weights > total:
         said = f"the weights alone take {weights / GIB:.1f} GiB for {stage}; there are {total / GIB:.1f} GiB in all"
-        wider = "compute.device_map=auto, backend=vllm backend.tensor_parallel_size=<GPUs>" if len(found) > 1 else ""
         return most, Finding(name, "failed", said, ", ".join(filter(None, (_LARGER, wider))))
     stage, (_, most) = max(needs.items(), key=lambda item: item[1][1])
     said = f"about {most / GIB:.1f} GiB for {stage} (rough), {free / GIB:.1f} GiB free"
@@ -157,6 +186,7 @@ _LARGER = "a smaller model, or a device with more memory"
 _SMALLER = {
     "fine-tuning": "compute.training_tokens_per_pass=<fewer> (the result is the same)",
     "scoring": "compute.scoring_tokens_per_batch=<fewer>",
+    "reading states": "compute.scoring_tokens_per_batch=<fewer>",
     "answering": "backend.tokens_per_batch=<fewer>, or vllm's backend.kv_cache_gib=<less>",
     "judging": "judge.tokens_per_batch=<fewer>, or a judge behind a server",
 }

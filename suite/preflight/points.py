@@ -1,38 +1,52 @@
 """A command line as the runs it stands for, composed as Hydra will compose them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from eval.errors import KeelBenchError
 from suite.paths import conf_dir
-from suite.plan import RunPlan, plan_from_config
 from suite.preflight.arguments import parsed
+
+P = TypeVar("P")  # the plan of an entry point: RunPlan, PurifyPlan, ...
 
 _LOCAL_LAUNCHERS = ("hydra._internal.", "hydra_plugins.hydra_joblib_launcher")
 
 
 @dataclass(frozen=True)
-class Point:
+class Point(Generic[P]):
     """One run: what was typed for it alone, and its plan or why there is none."""
 
     overrides: tuple[str, ...]
-    plan: RunPlan | None
+    plan: P | None
     problem: str = ""
 
 
 @dataclass(frozen=True)
-class CommandLine:
+class CommandLine(Generic[P]):
     """All runs of a command line."""
 
-    points: tuple[Point, ...]
+    points: tuple[Point[P], ...]
     local: bool  # whether the jobs run on this machine
     runs: Path  # where their folders will lie
+    at_once: bool = False  # whether several of them may run at a time
+
+    @property
+    def plans(self) -> list[P]:
+        """Of the points that have one."""
+        return [point.plan for point in self.points if point.plan is not None]
 
 
-def read_command_line(arguments: Sequence[str], config: str = "config") -> CommandLine | None:
-    """The runs that ``python -m suite ARGUMENTS`` would start; None where it starts none (``arguments.parsed``).
+def read_command_line(
+    arguments: Sequence[str], config: str, planned: Callable[[Mapping[str, Any]], P]
+) -> CommandLine[P] | None:
+    """The runs that a command line would start; None where it starts none (``arguments.parsed``).
+
+    Args:
+        arguments: in Hydra's terms.
+        config: the entry point's own configuration, such as ``config`` or ``purify``.
+        planned: a plan of the resolved values.
 
     Raises:
         KeelBenchError: Hydra cannot compose what they share.
@@ -61,13 +75,14 @@ def read_command_line(arguments: Sequence[str], config: str = "config") -> Comma
             several = asked.multirun or shared.hydra.mode == RunMode.MULTIRUN
             lines = _points(shared.hydra, asked.overrides) if several else [tuple(asked.overrides)]
             composed = [(line, _composed(hydra, asked.config_name or config, line)) for line in lines]
-            local = str(shared.hydra.launcher.get("_target_", "")).startswith(_LOCAL_LAUNCHERS)
+            launcher = str(shared.hydra.launcher.get("_target_", ""))
             runs = Path(str(shared.paths.runs)).expanduser()
     except (HydraException, OmegaConfBaseException) as error:
         raise KeelBenchError(_told(error)) from error
     common = set.intersection(*(set(line) for line in lines)) if len(lines) > 1 else set()
-    points = tuple(_planned(tuple(o for o in line if o not in common), values) for line, values in composed)
-    return CommandLine(points, local, runs)
+    points = tuple(_point(tuple(o for o in line if o not in common), values, planned) for line, values in composed)
+    one_by_one = launcher.startswith("hydra._internal.") or len(points) == 1
+    return CommandLine(points, launcher.startswith(_LOCAL_LAUNCHERS), runs, at_once=not one_by_one)
 
 
 def _points(hydra: Any, typed: Sequence[str]) -> list[tuple[str, ...]]:
@@ -101,11 +116,11 @@ def _composed(hydra: Any, config: str, line: Sequence[str]) -> dict[str, Any] | 
     return {str(k): v for k, v in values.items() if k != "resources"}  # those are the launcher's to read
 
 
-def _planned(line: tuple[str, ...], values: dict[str, Any] | str) -> Point:
+def _point(line: tuple[str, ...], values: dict[str, Any] | str, planned: Callable[[Mapping[str, Any]], P]) -> Point[P]:
     if isinstance(values, str):
         return Point(line, None, values)
     try:
-        return Point(line, plan_from_config(values))
+        return Point(line, planned(values))
     except KeelBenchError as error:
         return Point(line, None, str(error))
 

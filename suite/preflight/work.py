@@ -11,7 +11,7 @@ from baselines.records import Sample, Scores
 from eval.flops import Work
 from eval.judges.model_judge import ModelJudge
 from eval.records import Prompt
-from suite.plan import LoraRecipe, RunPlan
+from suite.plan import ComputeSpec, LoraRecipe, ModelSpec, RunPlan
 from suite.preflight.shapes import BYTES, Shape
 from suite.stages.data import Data
 from suite.stages.finetuning import Adapter, fine_tune_selection
@@ -101,6 +101,29 @@ def remaining(
     return walk.stages
 
 
+def prepared(
+    model: ModelSpec, compute: ComputeSpec, shape: Shape, folder: Path | None, cache: StageCache
+) -> tuple[Weights | None, set[Stage]]:
+    """A model's weights as they lie in the cache; None where they still have to be fetched, made or aligned, and the
+    stages that this takes."""
+    spec = model if folder is None else replace(model, source=str(folder))
+    if folder is None and not spec.source.startswith("embedded:"):
+        gap = "fetch"
+    else:
+        try:
+            return prepare(spec, compute, cache), set()
+        except NotComputedError as missing:
+            gap = missing.stage
+    identity, size = repr((model, cache.root)), shape.parameters * BYTES.get(spec.dtype, 4)
+    left = set()
+    if gap == "model":
+        left.add(Stage("model", identity, 20.0 * shape.parameters, output_bytes=size))
+    if spec.align is not None:
+        tokens = int(_tokens(aligning_samples(spec.align)) * spec.align.recipe.epochs)
+        left.add(Stage("alignment", identity, 4.0 * tokens * shape.block_parameters, tokens, size))
+    return None, left
+
+
 class _Walk:
     """One plan's way through the cache. What is found decides the next stage's key; behind a gap all is left to do."""
 
@@ -117,21 +140,9 @@ class _Walk:
         self.stages.add(Stage(name, identity, float(flops), tokens, output_bytes))
 
     def weights(self, folder: Path | None, cache: StageCache) -> Weights | None:
-        spec = self.plan.model if folder is None else replace(self.plan.model, source=str(folder))
-        if folder is None and not spec.source.startswith("embedded:"):
-            gap = "fetch"
-        else:
-            try:
-                return prepare(spec, self.plan.compute, cache)
-            except NotComputedError as missing:
-                gap = missing.stage
-        size = self.shape.parameters * BYTES.get(spec.dtype, 4)
-        if gap == "model":
-            self.add("model", self.model, 20 * self.shape.parameters, output_bytes=size)
-        if spec.align is not None:
-            tokens = int(_tokens(aligning_samples(spec.align)) * spec.align.recipe.epochs)
-            self.add("alignment", self.model, 4 * tokens * self.shape.block_parameters, tokens, size)
-        return None
+        found, left = prepared(self.plan.model, self.plan.compute, self.shape, folder, cache)
+        self.stages |= left
+        return found
 
     def selected(self, model: LoadedModel | None, cache: StageCache) -> Sequence[Sample] | None:
         """The samples that are trained on; None where the scores that say so are not there."""

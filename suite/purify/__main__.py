@@ -7,6 +7,7 @@ python -m suite.purify dataset.path=mine.jsonl keep=0.9 verify=true out=clean.js
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from omegaconf import DictConfig
 
 from suite.entry import enter
 from suite.paths import conf_dir
+from suite.preflight.start import before_run
 from suite.purify.arguments import translated
 from suite.sweep import carry_out, told_failures
 
@@ -32,8 +34,8 @@ def _work(values: dict[str, Any], folder: Path, sweep: str) -> str:
 
 
 def main() -> int:
-    """Exit status: 0, or 1 where a run failed, or 2 where the command line was wrong."""
-    return enter(_hydra, _summarise, translated)
+    """Exit status: 0, or 1 where a run or a check before the first failed, or 2 where the command line was wrong."""
+    return enter(_hydra, _summarise, translated, preflight=partial(before_run, entry_point="purify"))
 
 
 def _summarise(sweep: Path) -> bool:

@@ -29,8 +29,11 @@ class Inputs:
     prompts: Mapping[str, list[Prompt]]
 
 
-def check(plan: PurifyPlan) -> Inputs:
+def check(plan: PurifyPlan, *, files_only: bool = False) -> Inputs:
     """Read all inputs and list every problem that can be found before a model is loaded.
+
+    Args:
+        files_only: leave weights, judge and back end to the caller, which looks at them without fetching any.
 
     Raises:
         KeelBenchError: one or more problems, one a line.
@@ -68,16 +71,13 @@ def check(plan: PurifyPlan) -> Inputs:
             problems.append(str(error))
     if plan.verify and not plan.benchmarks:
         problems.append("verify=true asks nothing: name a benchmark, such as benchmark=[mini_harmful]")
-    if plan.verify:
+    if plan.verify and not files_only:
         for told in (lambda: check_backend(plan.backend), lambda: with_weights(plan.judge).check()):
             try:
                 told()
             except KeelBenchError as error:
                 problems.append(str(error))
-    needed = [plan.scoring_model] if any(m.uses_model for m in plan.methods.values()) else []
-    if plan.model not in needed and (plan.verify or (plan.scorer is not None and plan.transfer_rows)):
-        needed.append(plan.model)
-    for model in needed:
+    for model in () if files_only else plan.models:
         try:
             locate(model)
         except KeelBenchError as error:

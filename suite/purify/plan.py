@@ -8,6 +8,7 @@ from typing import Any
 from baselines.method import Method
 from eval.errors import KeelBenchError, UnknownNameError
 from eval.judges import Judge
+from suite.configuration.names import check_name
 from suite.plan import (
     BackendSpec,
     BenchmarkSource,
@@ -81,6 +82,14 @@ class PurifyPlan:
         return self.scorer or self.model
 
     @property
+    def models(self) -> tuple[ModelSpec, ...]:
+        """Those that will be loaded."""
+        needed = [self.scoring_model] if any(m.uses_model for m in self.methods.values()) else []
+        if self.model not in needed and (self.verify or (self.scorer is not None and self.transfer_rows)):
+            needed.append(self.model)
+        return tuple(needed)
+
+    @property
     def label(self) -> str:
         """The methods, and how they are combined."""
         names = "+".join(self.methods)
@@ -109,6 +118,7 @@ def purify_plan(config: Mapping[str, Any]) -> PurifyPlan:
     methods = {str(name): method_of(options) for name, options in (config["methods"] or {}).items()}
     chunk_rows = _positive(config, "chunk_rows", optional=True)
     for name, method in methods.items():
+        check_name(name, "methods")
         if name in COLUMNS:
             raise KeelBenchError(f"methods.{name}: the tables use this name themselves; choose another")
         if not method.scores:

@@ -6,6 +6,7 @@ from typing import Any
 
 from baselines.method import Method
 from eval.errors import KeelBenchError, UnknownNameError
+from suite.configuration.names import check_name
 from suite.plan import (
     ComputeSpec,
     DatasetSpec,
@@ -78,6 +79,7 @@ def quality_plan(config: Mapping[str, Any]) -> QualityPlan:
 
 
 def _method(name: str, options: Mapping[str, Any]) -> Method:
+    check_name(name, "methods")
     if name in (*REFERENCES, *_COLUMNS):
         raise KeelBenchError(f"methods.{name}: the tables use this name themselves; choose another")
     method = method_of(options)

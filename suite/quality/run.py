@@ -30,8 +30,11 @@ log = logging.getLogger(__name__)
 Row = dict[str, Any]
 
 
-def check(plan: QualityPlan) -> Mixture:
+def check(plan: QualityPlan, *, files_only: bool = False) -> Mixture:
     """Read all inputs and list every problem that can be found before a model is loaded.
+
+    Args:
+        files_only: leave weights to the caller, which looks at them without fetching any.
 
     Raises:
         KeelBenchError: one or more problems, one a line.
@@ -45,7 +48,8 @@ def check(plan: QualityPlan) -> Mixture:
     except KeelBenchError as error:
         problems.append(str(error))
     try:
-        locate(plan.model)
+        if not files_only:
+            locate(plan.model)
     except KeelBenchError as error:
         problems.append(str(error))
     for name, method in plan.methods.items():

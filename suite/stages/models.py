@@ -10,6 +10,7 @@ from baselines.samples import load_samples
 from eval.errors import KeelBenchError, MissingWeightsError
 from eval.flops import Work
 from suite.conditions import devices
+from suite.determinism import settle
 from suite.plan import AlignSpec, ComputeSpec, ModelSpec
 from suite.progress import progress
 from suite.sources import commit_of, resolve_model_folder
@@ -65,6 +66,7 @@ def load(
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    settle(compute.deterministic)
     if compute.threads is not None:
         torch.set_num_threads(compute.threads)
     device = compute.device

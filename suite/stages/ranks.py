@@ -18,6 +18,8 @@ from typing import Any, Literal, TypeVar
 
 from baselines.records import Sample
 from eval.errors import KeelBenchError
+from eval.memory import Shrunk, recorded, tell
+from suite.conditions import devices
 from suite.plan import ComputeSpec, ModelSpec
 from suite.stages.sample_table import SampleTable
 from suite.storage.tables import read_table, write_table
@@ -84,6 +86,7 @@ def run_over_processes(module: str, job: RankJob, read_result: Callable[[Path], 
             except BaseException:  # this process is told to stop: torchrun ends its ranks when it is told, not killed
                 launcher.terminate()
                 raise
+        _retell(Path(scratch))
         result, problem = Path(scratch) / "result", Path(scratch) / "error.txt"
         if problem.is_file():
             raise KeelBenchError(problem.read_text(encoding="utf-8"))
@@ -93,6 +96,14 @@ def run_over_processes(module: str, job: RankJob, read_result: Callable[[Path], 
         return read_result(result)
 
 
+def _retell(scratch: Path) -> None:
+    """What did not fit the memory of a rank goes on record in this process."""
+    for file in sorted(scratch.glob("shrunk-*.json")):
+        rank = int(file.stem.partition("-")[2])
+        for event in json.loads(file.read_text(encoding="utf-8")):
+            tell(Shrunk(**event | {"what": f"{event['what']} (rank {rank})"}))
+
+
 def rank_main(work: Callable[[Path, Any], Callable[[Path], None]]) -> None:
     """One rank, the whole process: joins the group that accelerate makes of torchrun's environment and does
     ``work(the job's folder, accelerate's state)``. What that returns writes the result into a folder, for rank 0; a
@@ -100,14 +111,19 @@ def rank_main(work: Callable[[Path, Any], Callable[[Path], None]]) -> None:
     from accelerate import PartialState
 
     scratch = Path(sys.argv[1])
-    on_cpu = json.loads((scratch / "job.json").read_text(encoding="utf-8"))["compute"]["device"] == "cpu"
-    state = PartialState(cpu=on_cpu)
+    asked = json.loads((scratch / "job.json").read_text(encoding="utf-8"))["compute"]["device"]
+    # Without being told, accelerate makes no group of a CPU's processes: each would do all of the work.
+    state = PartialState(cpu=devices(asked)[0] == "cpu")
     write_result: Callable[[Path], None] | None = None
     problem = ""
-    try:
-        write_result = work(scratch, state)
-    except KeelBenchError as error:
-        problem = str(error)
+    with recorded() as shrunk:
+        try:
+            write_result = work(scratch, state)
+        except KeelBenchError as error:
+            problem = str(error)
+    if shrunk:
+        told = json.dumps([asdict(event) for event in shrunk])
+        (scratch / f"shrunk-{state.process_index}.json").write_text(told, encoding="utf-8")
     if state.is_main_process:
         beside = scratch / "part"
         if write_result is None:

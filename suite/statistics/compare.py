@@ -25,6 +25,7 @@ from suite.storage.tables import write_table
 MEASURED_ALIKE = {
     "judge": "judge",
     "judge_version": "judge's version",
+    "fingerprint/judge": "judge's settings",
     "fingerprint/template": "chat template",
     "backend": "back end",
     "decoding": "decoding",

@@ -8,8 +8,9 @@ from suite.statistics.compare import Comparison, Difference, NotCompared
 def print_differences(found: Comparison) -> None:
     """A table of every tested difference, the surviving ones in bold, and every pair that was not tested."""
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+
+    from suite.terminal import plain
 
     console = Console(width=None if sys.stdout.isatty() else 160)
     if found.differences:
@@ -23,14 +24,14 @@ def print_differences(found: Comparison) -> None:
             table.add_column(column, justify="left" if column == "rate" else "right")
         for d in found.differences:
             table.add_row(
-                f"{escape(d.point)} − {escape(d.reference)}", escape(d.rate),
+                f"{plain(d.point)} − {plain(d.reference)}", plain(d.rate),
                 f"{100 * d.difference:+.1f} [{100 * d.low:.1f}, {100 * d.high:.1f}]", f"{d.more} : {d.fewer}",
                 f"{d.prompts} × {d.seeds}", shown_p(d.p), shown_p(d.p_holm), shown_smallest(d),
                 style="bold" if d.survives else None,
             )  # fmt: skip
         console.print(table)
     for pair in found.not_compared:
-        console.print(f"[yellow]not compared:[/] {escape(why_not(pair))}", highlight=False)
+        console.print(f"[yellow]not compared:[/] {plain(why_not(pair))}", highlight=False)
 
 
 def shown_p(p: float) -> str:

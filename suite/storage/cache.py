@@ -8,6 +8,8 @@ and says so. A long stage keeps what it has done so far (``suite.storage.unfinis
 kill.
 """
 
+import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -34,6 +36,7 @@ log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 UNFINISHED = "unfinished"
+_NO_LOCKS = "locks do not work in this cache (docs/robustness.md, Several jobs on one cache)"
 
 
 @dataclass(frozen=True)
@@ -214,6 +217,11 @@ class StageCache:
         except BaseException as error:
             if work is not None:
                 shutil.rmtree(work, ignore_errors=True)
+            if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                other = self.find(stage, key)
+                if other is not None:  # equal: the key says so
+                    log.warning("%s [%s]: another job has finished it meanwhile; %s", stage, key[:8], _NO_LOCKS)
+                    return other
             if isinstance(error, Exception) and disk_full(error):
                 raise KeelBenchError(
                     f"no room on the disk of {self.root} ({error}); make some, and the same command goes on"
@@ -254,7 +262,11 @@ class StageCache:
 def _remove_leftovers(home: Path, key: str) -> None:
     """Working folders of jobs that were killed: who holds the key's lock is the only one at work on it."""
     for folder in home.glob(f".{key}-*"):
-        shutil.rmtree(folder, ignore_errors=True)
+        # Moved away first: where locks do not hold, a job that is at work in it fails, rather than to finish a part.
+        doomed = Path(tempfile.mkdtemp(prefix=f".{key}-killed-", dir=home))
+        with contextlib.suppress(OSError):
+            os.rename(folder, doomed / "work")
+        shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _defect(path: Path, expected: Mapping[str, Any]) -> str | None:
@@ -274,4 +286,8 @@ def _try(lock: FileLock) -> bool:
         lock.acquire(timeout=0)
     except Timeout:
         return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
+            raise
+        raise KeelBenchError(f"no lock can be taken at {lock.lock_file} ({error}); {_NO_LOCKS}") from error
     return True

@@ -2,7 +2,8 @@
 
 What is logged also lies on disk; tracking can fail without failing the run. A server that fails while a run is logged
 to it costs its live view only: the whole run is then written again as an offline one under the same id, which
-``python -m suite.sync`` sends later.
+``python -m suite.sync`` sends later. A run that was killed before it could say so leaves its id to the next attempt in
+its folder, whose data replace the half that the server has.
 """
 
 import logging
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 
 MODES = ("auto", "online", "offline", "disabled")
 SYNCED = ".wandb.synced"  # the client's own marker beside a run's file: everything in it has been sent
+ENDED = ".wandb.ended"  # ours: the run has told W&B how it ended
 _FINISH_SECONDS = 60.0  # WANDB_FINISH_TIMEOUT says otherwise
 _INIT_SECONDS = 30.0
 
@@ -58,11 +60,18 @@ class Tracker:
         self._trap_sigterm()
         self._mode = resolve_mode(self.spec.mode)
         if self._mode != "disabled":
-            self._guard("starting", lambda: self._start(self._mode))
+            killed = _not_ended(self.folder)
+            run_id = killed[-1].stem.removeprefix("run-") if killed else None
+            self._guard("starting", lambda: self._start(self._mode, run_id))
+            if not self._broken:
+                for file in killed:  # all of it will be said again
+                    file.with_suffix(SYNCED).touch()
+                    file.with_suffix(ENDED).touch()
             if self._broken and self._mode == "online":
                 self._mode, self._broken = "offline", False
                 for file in self.folder.glob("wandb/run-*/run-*.wandb"):
-                    file.with_suffix(SYNCED).touch()  # of the attempt, in which nothing was logged
+                    for suffix in (SYNCED, ENDED):
+                        file.with_suffix(suffix).touch()  # of the attempt, in which nothing was logged
                 self._guard("starting offline", lambda: self._start("offline"))
         return self
 
@@ -71,12 +80,13 @@ class Tracker:
             run, self.run = self.run, None
             exit_code = 0 if kind is None else 1
             self._guard("finishing", lambda: run.finish(exit_code=exit_code))
+            _mark(run, ENDED)
             if self._mode == "online":
                 if self._broken:
                     self._broken = False
                     self._guard("keeping the run offline", lambda: self._again_offline(run, exit_code))
                 if not self._broken:
-                    _mark_synced(run)  # sent, or kept in the offline run beside it
+                    _mark(run, SYNCED)  # sent, or kept in the offline run beside it
         if self._old_handler is not None:
             signal.signal(signal.SIGTERM, self._old_handler)
 
@@ -194,6 +204,7 @@ class Tracker:
         for call in self._calls:
             call(run)
         run.finish(exit_code=exit_code)
+        _mark(run, ENDED)
         log.warning("W&B: the run is kept in %s; `python -m suite.sync` sends it", self.folder / "wandb")
 
     def _guard(self, what: str, call: Callable[[], Any]) -> None:
@@ -213,10 +224,16 @@ class Tracker:
             self._old_handler = None
 
 
-def _mark_synced(run: Any) -> None:
+def _mark(run: Any, suffix: str) -> None:
     file = Path(run.settings.sync_file)
     if file.is_file():
-        file.with_suffix(SYNCED).touch()
+        file.with_suffix(suffix).touch()
+
+
+def _not_ended(folder: Path) -> list[Path]:
+    """What killed attempts in this folder have left, oldest first."""
+    files = [f for f in folder.glob("wandb/*run-*/run-*.wandb") if not f.with_suffix(ENDED).exists()]
+    return sorted(files, key=lambda f: f.parent.name.partition("run-")[2])
 
 
 def resolve_mode(mode: str) -> Any:

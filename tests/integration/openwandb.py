@@ -53,7 +53,9 @@ class Server:
         return {**kept, "WANDB_BASE_URL": self.url, "WANDB_API_KEY": KEY, "WANDB_FINISH_TIMEOUT": "20"}
 
     def start(self) -> None:
-        command = [self.program, "serve", "--host", "127.0.0.1", "-p", str(self.port), "--data-dir", self.data]
+        # By its interpreter: the program's first line names the place where the environment was made, not where it is.
+        command = [self.program.parent / "python", self.program, "serve", "--host", "127.0.0.1", "-p", str(self.port)]
+        command += ["--data-dir", self.data]
         self.data.parent.mkdir(parents=True, exist_ok=True)
         with (self.data.parent / "server.log").open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log)

@@ -42,6 +42,11 @@ def until(condition, seconds: float = 60) -> None:
         time.sleep(0.1)
 
 
+def of_sweep(server: Server) -> list[dict]:
+    """The runs of ``sweep``, which share the server with the one of ``killed``."""
+    return [run for run in server.runs(SPEC.project) if run["display_name"] != "killed"]
+
+
 def waiting(sweep: Path) -> list[str]:
     """The folders of runs that have something to be sent."""
     files = sweep.rglob("wandb/*run-*/run-*.wandb")
@@ -65,7 +70,7 @@ def sweep(server, tmp_path_factory):
 
     half = track(server, sweep / "2", stop)
     until(stop.exists)
-    until(lambda: len(server.runs(SPEC.project)) == 3)
+    until(lambda: len(of_sweep(server)) == 3)
     server.kill()
     stop.unlink()
     assert half.wait(200) == 0  # the run ends well without its server
@@ -80,6 +85,45 @@ def sweep(server, tmp_path_factory):
     return sweep, synced, had
 
 
+@pytest.fixture(scope="module")
+def killed(server, tmp_path_factory):
+    """A run killed by SIGKILL half-way and gone on with in its folder: ``(folder, what the server held of it before and
+    after, what was to be sent before)``. Its label is another than those of the sweep's runs."""
+    sweep = fake_sweep(tmp_path_factory.mktemp("killed"), n_samples=60, k=20, n_prompts=16)
+    folder, stop = sweep / "2", sweep.parent / "stop"
+    row = json.loads((folder / "record.json").read_text())
+    (folder / "record.json").write_text(json.dumps(row | {"label": "killed"}))
+
+    def held() -> list[tuple[str, str]]:
+        runs = server.runs(SPEC.project)
+        return [(run["run_id"], run["state"]) for run in runs if run["display_name"] == "killed"]
+
+    job = track(server, folder, stop)
+    until(stop.exists)
+    until(held)
+    job.kill()
+    job.wait()
+    stop.unlink()
+    seen = [held()]
+    left = waiting(sweep)
+    assert track(server, folder).wait(200) == 0
+    return folder, [*seen, held()], left
+
+
+def test_a_killed_run_is_put_right_by_the_next_attempt_in_its_folder(killed, server):
+    """W&B itself calls a run without heartbeats crashed; the double does not look for them."""
+    folder, (before, after), left = killed
+    assert left == ["2"]
+    ((run_id, state),) = before
+    assert state == "running"
+    assert after == [(run_id, "finished")]
+    assert waiting(folder.parent) == []  # nothing of the killed half is sent after the whole
+    tables = server.tables(SPEC.project, run_id)
+    assert tables["scores"] == read_table(folder / "scores.parquet")
+    losses = server.get(f"/api/v2/runs/{run_id}/metrics")["metrics_by_key"]["train/loss"]
+    assert [m["value"] for m in losses] == pytest.approx([p["loss"] for p in read_table(folder / "training.parquet")])
+
+
 def test_what_the_server_missed_is_sent_later(sweep):
     folder, synced, had = sweep
     assert had == ["2", "3"]
@@ -89,8 +133,9 @@ def test_what_the_server_missed_is_sent_later(sweep):
 
 
 def test_every_run_is_there_once(sweep, server):
-    runs = {run["display_name"]: run for run in server.runs(SPEC.project)}
-    assert len(runs) == len(server.runs(SPEC.project)) == 4
+    told = of_sweep(server)
+    runs = {run["display_name"]: run for run in told}
+    assert len(runs) == len(told) == 4
     assert set(runs) == {p.label for p in DEMO}
     assert {run["state"] for run in runs.values()} == {"finished"}  # the double knows no other end
     for run in runs.values():
@@ -115,7 +160,7 @@ def test_a_run_told_to_stop_is_marked_failed(sweep):
 def test_every_table_read_back_is_the_one_on_disk(sweep, server):
     folder, _, _ = sweep
     compared = 0
-    for run in server.runs(SPEC.project):
+    for run in of_sweep(server):
         if run["display_name"] == "random":  # stopped before it had a table
             continue
         place = folder / str([p.label for p in DEMO].index(run["display_name"]))

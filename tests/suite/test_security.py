@@ -7,16 +7,28 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
+from omegaconf import OmegaConf
 
 from baselines import Sample, get_method
 from eval.errors import KeelBenchError
+from eval.records import Prompt, Verdict
+from suite.auditing.plan import audit_plan
+from suite.auditing.run import _print, category_rows
 from suite.configuration.names import check_below, check_name, check_repo
+from suite.judging.again import _judge
+from suite.purify.plan import purify_plan
+from suite.quality.plan import quality_plan
+from suite.records import adapter_key
+from suite.results import print_comparison
 from suite.sources import HubSet, Source, _commit, commit_of
 from suite.stages.adapter_files import check_adapter
 from suite.stages.models import folder_fingerprint, load
 from suite.stages.ranks import write_job
 from suite.stages.scoring_ranks import Job
 from suite.storage.cache import StageCache, stage_and_key
+from suite.terminal import plain
+from tests.eval.judge_settings import judge
 from tests.helpers import COMPUTE, SMOLLM2, compose, plan
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -177,3 +189,67 @@ def test_the_hubs_commit_is_recorded(tmp_path):
     assert _commit(table) == ""
     table.info.download_checksums = {f"hf://datasets/org/set@{commit}/train.jsonl": {"num_bytes": 1}}
     assert _commit(table) == commit
+
+
+def test_an_adapters_key_in_a_strangers_record_leads_nowhere():
+    assert adapter_key({"stages": '["scores/a1", "adapter/b2"]'}) == "b2"
+    assert adapter_key({"stages": '["scores/a1"]'}) is None
+    for bad in ("adapter/../../tmp/evil", "adapter//etc", "adapter/a'b"):
+        with pytest.raises(KeelBenchError, match="names no stage"):
+            adapter_key({"stages": json.dumps([bad])})
+
+
+def test_a_strangers_configuration_reads_no_environment(tmp_path, monkeypatch):
+    """What verifying a run resolves: a key would stand in the message about the judge's version."""
+    monkeypatch.setenv("SOME_API_KEY", "sk-planted")
+    (tmp_path / ".hydra").mkdir()
+    file = tmp_path / ".hydra" / "config.yaml"
+    rest = yaml.safe_dump({k: v for k, v in compose(["judge=rubric"])["judge"].items() if k != "model"}, indent=1)
+    section = "judge:\n" + "".join(f"  {line}\n" for line in rest.splitlines())
+    for model in ("${oc.env:SOME_API_KEY}", "${elsewhere}", "${${name}:SOME_API_KEY}"):
+        file.write_text(f"{section}  model: {model}\nelsewhere: ${{oc.env:SOME_API_KEY}}\nname: oc.env\n")
+        with pytest.raises(KeelBenchError, match="must not read the environment") as caught:
+            _judge(tmp_path, "rubric")
+        assert "planted" not in str(caught.value)
+    file.write_text(f"{section}  model: ${{elsewhere}}\nelsewhere: m\n")
+    assert _judge(tmp_path, "rubric").model == "m"
+    assert OmegaConf.create({"x": "${oc.env:SOME_API_KEY}"}).x == "sk-planted"  # everybody else's is as it was
+
+
+def test_a_servers_address_holds_no_password():
+    with pytest.raises(KeelBenchError, match="without user and password") as caught:
+        judge("rubric", server="https://me:hunter2@example.org/v1", key_variable=None).check()
+    assert "hunter2" not in str(caught.value)
+
+
+EVIL = "[/bold]\x1b[2J\x1b]0;title\x07\u202eevil\ud800"
+
+
+def test_text_of_strangers_is_no_command_to_the_terminal(tmp_path, capsys):
+    """Neither rich's markup, on which it would fail, nor the terminal's own."""
+    assert plain("larf − random [95 %]\n×") == "larf − random [95 %]\n×"
+    rows = [{"label": EVIL, "model": EVIL, "aligned": "none", "dataset": EVIL, "judge": "j", "n_selected": 0,
+             "n_samples": 3, "seed": seed, f"asr/{EVIL}": 0.5, f"asr/{EVIL}/n": 2, f"asr/{EVIL}/low": 0.1,
+             f"asr/{EVIL}/high": 0.9, "dtype": f"{seed}{EVIL}"} for seed in (1, 2)]  # fmt: skip
+    print_comparison(rows)
+    verdict = Verdict("p", "j", "refused", 0.0, "")
+    prompts = [Prompt("p", EVIL, "x", EVIL, "refuse")]
+    tables = {"accuracy": [], "agreement": [], "categories": category_rows(prompts, {EVIL: [verdict]})}
+    _print(tables, {EVIL: EVIL}, 1, tmp_path)
+    shown = capsys.readouterr().out
+    assert "evil" in shown
+    assert set(shown) & set("\x1b\x07\u202e\ud800") == set()
+
+
+@pytest.mark.parametrize(
+    ("config", "overrides", "planned"),
+    [("filter_quality", (), quality_plan), ("purify", ("keep=0.5", "out=x", "dataset.path=x"), purify_plan),
+     ("judge_audit", ("run=x",), audit_plan)],
+)  # fmt: skip
+def test_names_of_sections_lead_nowhere(config, overrides, planned):
+    """They go into tables and, where a method fails, into a file's name."""
+    values = compose(overrides, config)
+    group = "judges" if config == "judge_audit" else "methods"
+    values[group] = {"../../x": {"name": "random"}}
+    with pytest.raises(KeelBenchError, match="no path"):
+        planned(values)

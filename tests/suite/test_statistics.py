@@ -195,7 +195,9 @@ def test_runs_measured_apart_are_not_compared_and_the_report_says_why(tmp_path):
     ("column", "value", "told"),
     [("judge", "llama_guard", "judge"), ("fingerprint/template", "abc", "chat template"),
      ("backend", "vllm", "back end"), ("decoding", "greedy, adapters merged", "decoding"),
-     ("gpus", 8, "number of GPUs")],
+     ("gpus", 8, "number of GPUs"), ("dtype", "float16", "dtype"), ("device", "cuda", "device"),
+     ("judge_version", "0", "judge's version"), ("fingerprint/judge", "abc", "judge's settings"),
+     ("max_new_tokens", 7, "max_new_tokens")],
 )  # fmt: skip
 def test_every_condition_of_measuring_counts(tmp_path, column, value, told):
     runs = load_sweep(fake_sweep(tmp_path, DEMO[1:3]))[0]
@@ -208,7 +210,9 @@ def test_every_condition_of_measuring_counts(tmp_path, column, value, told):
 @pytest.mark.parametrize(
     ("column", "value"),
     [("fingerprint/code", "abc"), ("version/torch", "2.12.0"), ("version/vllm", "0.32.0"), ("fingerprint/data", "abc"),
-     ("revision/model", "c" * 40), ("prompt_limit", 7), ("judge_version", "0"), ("dtype", "float16"), ("gpus", 8)],
+     ("revision/model", "c" * 40), ("prompt_limit", 7), ("judge_version", "0"), ("dtype", "float16"), ("gpus", 8),
+     ("device", "cuda"), ("backend", "vllm"), ("decoding", "greedy, adapters merged"), ("max_new_tokens", 7),
+     ("fingerprint/template", "abc"), ("fingerprint/judge", "abc"), ("rounding", "attention sdpa")],
 )  # fmt: skip
 def test_the_ledger_tells_what_differs_between_rows(tmp_path, column, value):
     """Whatever matters and is not equal stands below the table, tested or not."""
@@ -226,6 +230,31 @@ def test_the_ledger_tells_what_differs_between_rows(tmp_path, column, value):
         page = write_report(sweep).read_text()
         assert "Not equal across rows" in page
         assert f"{column}: {value}, " in page
+
+
+def test_the_ledger_tells_where_batches_shrank(tmp_path):
+    from suite.results import conditions
+
+    rows = [{"shrunk": "[]"}, {"shrunk": '[{"stage": "scores"}]'}, {}]
+    assert conditions(rows)["shrunk"] == ["nothing", "some batches"]
+    assert "shrunk" not in conditions([rows[0], rows[2]])
+
+
+def test_settings_that_only_round_are_told_in_words():
+    from suite.conditions import rounding
+    from tests.helpers import plan
+
+    def told(*overrides: str) -> str:
+        made = plan(None, *overrides)
+        return rounding(made.model, made.compute, made.backend)
+
+    plain = told()
+    assert plain.startswith("attention ")
+    assert "4096/2048/" in plain
+    changes = ("model.attention=flash_attention_2", "compute.scoring_tokens_per_batch=7", "compute.threads=3",
+               "compute.training_tokens_per_pass=9", "compute.scoring_processes=auto", "compute.deterministic=true",
+               "compute.training_processes=2", "backend.tokens_per_batch=5")  # fmt: skip
+    assert len({plain, *map(told, changes)}) == 1 + len(changes)
 
 
 def test_other_prompts_and_other_seeds_are_not_paired(tmp_path):
