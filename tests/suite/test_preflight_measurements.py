@@ -77,7 +77,7 @@ def test_what_is_in_order_is_said(data, tmp_path):
     both = states("filter_quality", *places) | found
     assert {"data set mini", "memory for smollm2", "disk for the cache"} <= set(both)
     assert set(both.values()) <= {"ok", "warning"}  # of memory, on a busy machine
-    found = states("filter_quality", *places, "~methods.larf", "+method@methods.length=length", "only=[length]")
+    found = states("filter_quality", *places, "+method@methods.by_length=length", "only=[by_length]")
     assert found["memory for smollm2"] == "ok"
     assert set(states("diversity", *places).values()) == {"ok"}
     assert not (tmp_path / "cache").exists()

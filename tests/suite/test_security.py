@@ -228,9 +228,9 @@ EVIL = "[/bold]\x1b[2J\x1b]0;title\x07\u202eevil\ud800"
 def test_text_of_strangers_is_no_command_to_the_terminal(tmp_path, capsys):
     """Neither rich's markup, on which it would fail, nor the terminal's own."""
     assert plain("larf − random [95 %]\n×") == "larf − random [95 %]\n×"
-    rows = [{"label": EVIL, "model": EVIL, "aligned": "none", "dataset": EVIL, "judge": "j", "n_selected": 0,
-             "n_samples": 3, "seed": seed, f"asr/{EVIL}": 0.5, f"asr/{EVIL}/n": 2, f"asr/{EVIL}/low": 0.1,
-             f"asr/{EVIL}/high": 0.9, "dtype": f"{seed}{EVIL}"} for seed in (1, 2)]  # fmt: skip
+    rate = {f"asr/{EVIL}{end}": value for end, value in {"": 0.5, "/n": 2, "/low": 0.1, "/high": 0.9}.items()}
+    row = {"label": EVIL, "model": EVIL, "aligned": "none", "dataset": EVIL, "judge": "j", "n_selected": 0, **rate}
+    rows = [{"run_id": f"r{i}", "n_samples": 3, "seed": i, "dtype": f"{i}{EVIL}", **row} for i in (1, 2)]
     print_comparison(rows)
     verdict = Verdict("p", "j", "refused", 0.0, "")
     prompts = [Prompt("p", EVIL, "x", EVIL, "refuse")]
