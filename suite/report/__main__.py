@@ -1,8 +1,9 @@
-"""``python -m suite.report [NAME] [--format html|md|latex|csv]``: a sweep's report again, from what lies on disk.
+"""``python -m suite.report [NAME...] [--format html|md|latex|csv]``: a sweep's report again, from what lies on disk.
 
 python -m suite.report                          # the latest sweep under runs/: report.html
 python -m suite.report demo                     # the latest sweep of an experiment
 python -m suite.report runs/2025-01-31_12-00-00 --format latex > table.tex
+python -m suite.report runs/<seed 42> runs/<seed 100> --format md     # one table: mean ± sd over the seeds
 """
 
 import argparse
@@ -20,7 +21,10 @@ def main() -> int:
         prog="python -m suite.report", description=description, epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("name", nargs="?", help="a sweep, its folder, or an experiment; default: the latest sweep")
+    parser.add_argument(
+        "name", nargs="*", help="a sweep, its folder, or an experiment; default: the latest sweep. Several, such as one "
+        "a seed, are one table (not in html)",
+    )  # fmt: skip
     parser.add_argument(
         "--format", choices=("html", "md", "latex", "csv"), default="html",
         help="html writes report.html into the sweep's folder; the others print the tables: the comparison and, of an "
@@ -28,16 +32,19 @@ def main() -> int:
     )  # fmt: skip
     options = parser.parse_args()
     try:
-        sweep = find_sweep(options.name, Path(os.environ.get("SUITE_RUNS", "runs")))
+        runs = Path(os.environ.get("SUITE_RUNS", "runs"))
+        sweeps = list(dict.fromkeys(find_sweep(name, runs) for name in options.name or [None]))
         if options.format == "html":
             from suite.report import write_report
             from suite.report.others import write_other
 
-            print("\n".join(map(str, write_other(sweep) or [write_report(sweep)])))
+            if len(sweeps) > 1:
+                raise KeelBenchError("html is one sweep's page: name one, or --format md, latex or csv")
+            print("\n".join(map(str, write_other(sweeps[0]) or [write_report(sweeps[0])])))
         else:
             from suite.report.text import render
 
-            print(render(sweep, options.format), end="")
+            print(render(sweeps, options.format), end="")
     except KeelBenchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
