@@ -98,7 +98,7 @@ def test_help_loads_no_torch():
 @pytest.mark.parametrize(
     ("arguments", "message", "status"),
     [
-        (["keep=0.8", "out=x.jsonl"], "dataset.path", 1),
+        (["keep=0.8", "out=x.jsonl"], "dataset.path has no value; name one: dataset.path=...", 1),
         (["method=laff", "keep=0.8"], "Did you mean 'larf'", 2),
         (["method=full", "keep=0.8"], "method=full does not score samples", 2),
         (["dataset.path=/no/such.jsonl", "keep=0.8", "out=x.jsonl"], "no such file", 1),
