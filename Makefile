@@ -15,9 +15,10 @@ demo: setup
 	$(PY) -m suite -m +experiment=demo
 
 # Every experiment of the papers, cut to two cores; SUITE_DATA names real data. One of them, or another size:
-# make papers ONLY="larf_table1 larf_table5" WITH="seed=42 scale.larf.k=20"
+# make papers ONLY="larf_table1 larf_table5" WITH="seed=42 scale.larf.k=20". JOBS: experiments at a time, 5 GB each.
+JOBS ?= 2
 papers: setup
-	$(PY) -m suite.reproduce $(ONLY) scale=laptop tracking=disabled $(WITH)
+	$(PY) -m suite.reproduce --jobs $(JOBS) $(ONLY) scale=laptop tracking=disabled $(WITH)
 
 # Two files at a time: most of a test's time is one core's.
 test: setup-vllm sandbox clusters lint

@@ -1,4 +1,4 @@
-"""Samples split over the processes of a torch.distributed group, and their results gathered again.
+"""Samples split over the processes of a torch.distributed group, their results gathered and their counts added up.
 
 Where no group is initialised (accelerate's ``PartialState()`` makes one of torchrun's environment), one process does
 everything.
@@ -37,7 +37,7 @@ def over_ranks(
     Raises:
         KeelBenchError: on every rank, where ``compute`` raised it on one; a rank that waits for another never hangs.
     """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if not _several():
         return compute(range(count)) if engine is None or engine.parts is None else _in_parts(count, compute, engine)
     share = range(dist.get_rank(), count, dist.get_world_size())
     mine: torch.Tensor | None = None
@@ -57,6 +57,19 @@ def over_ranks(
     whole[share.start :: share.step] = mine.to(whole.device)
     dist.all_reduce(whole)  # every row is one rank's own and zero elsewhere
     return whole.to(mine.device)
+
+
+def sum_over_ranks(counts: Sequence[int]) -> list[int]:
+    """Each count summed over the group's ranks, all of which have to ask."""
+    if not _several():
+        return list(counts)
+    total = torch.tensor(counts, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(total)
+    return [int(n) for n in total]
+
+
+def _several() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def _in_parts(count: int, compute: Callable[[Sequence[int]], torch.Tensor], engine: Engine) -> torch.Tensor:

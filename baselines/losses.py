@@ -94,10 +94,12 @@ class Supervised:
 def supervised_forward(model: Any, batch: Batch, *, hidden_states: bool = False) -> Supervised:
     """Run ``model`` (LoRA adapters or not) and its head on the supervised positions of ``batch``."""
     out = decoder(model)(input_ids=batch.ids, use_cache=False, output_hidden_states=hidden_states)
-    keep = batch.labels != IGNORE
-    rows = keep.nonzero()[:, 0]
-    logits = base_model(model).get_output_embeddings()(out.last_hidden_state[keep]).float()
+    hidden = out.last_hidden_state
+    labels = batch.labels.to(hidden.device)  # of the last block: not the first one's, where a device map spreads them
+    keep = labels != IGNORE
+    logits = base_model(model).get_output_embeddings()(hidden[keep]).float()
     softcap = getattr(base_model(model).config, "final_logit_softcapping", None)
     if softcap is not None:
         logits = torch.tanh(logits / softcap) * softcap
-    return Supervised(logits, batch.labels[keep], rows, len(batch.ids), out.hidden_states if hidden_states else None)
+    targets, rows = labels[keep].to(logits.device), keep.nonzero()[:, 0].to(logits.device)
+    return Supervised(logits, targets, rows, len(batch.ids), out.hidden_states if hidden_states else None)

@@ -45,7 +45,7 @@ class Regularizer(ABC):
         """
 
     def report(self) -> dict[str, Any]:
-        """What it has to say after training, as JSON values."""
+        """What it has to say after training, as JSON values. Called on every process of the group, if there is one."""
         return {}
 
     def go_on_from(self, report: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from baselines.distributed import sum_over_ranks
 from baselines.losses import IGNORE, Batch, Supervised
 from baselines.regularizer import Regularizer, register_regularizer
 from eval.errors import KeelBenchError
@@ -71,7 +72,8 @@ class Vcl(Regularizer):
 
     A pass whose rows, less the means subtracted, are no more than k has a ratio of 1 whatever the model does (with
     ``center="batch"``: fewer than k+2 rows), and identical rows have none: neither carries a signal, and their loss is
-    0. The first is logged, all are counted in ``report()``, beside the first and last ratio.
+    0. The first is logged, all are counted in ``report()``, beside the first and last ratio (of several processes:
+    those of the first one's passes).
     """
 
     name: ClassVar[str]
@@ -151,9 +153,10 @@ class Vcl(Regularizer):
 
     def report(self) -> dict[str, Any]:
         seen: _Seen = self._seen  # type: ignore[attr-defined]
+        batches, without_signal = sum_over_ranks([seen.batches, seen.without_signal])
         return {
-            "batches": seen.batches,
-            "batches_without_signal": seen.without_signal,
+            "batches": batches,
+            "batches_without_signal": without_signal,
             "first_ratio": None if seen.first is None else float(seen.first),
             "last_ratio": None if seen.last is None else float(seen.last),
         }

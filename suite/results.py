@@ -8,14 +8,14 @@ python -m suite.results --from wandb:team/keelbench --parquet team.parquet
 
 import argparse
 import csv
-import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from eval.errors import KeelBenchError
 from suite import store
+from suite.command_line import one_line_errors, parser_of, runs_folder
 from suite.records import read_row
 
 Row = dict[str, Any]
@@ -82,9 +82,14 @@ def conditions(rows: Sequence[Row]) -> dict[str, list[str]]:
     return {name: values for name, values in found.items() if len(values) > 1}
 
 
-def print_comparison(rows: Sequence[Row]) -> None:
-    """The comparison table, on the terminal."""
+def print_comparison(rows: Sequence[Row], points: Mapping[str, str] | None = None) -> None:
+    """The comparison table, on the terminal.
+
+    Args:
+        points: what a run is called, by its id, where labels are ambiguous.
+    """
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     if not rows:
@@ -101,7 +106,8 @@ def print_comparison(rows: Sequence[Row]) -> None:
     for row in rows:
         trained = f"{row['n_selected']} of {row['n_samples']}" if row["n_selected"] else "–"
         rates, judged = (show(row, name) for name in names), (show_mean(row, name) for name in scores)
-        table.add_row(row["label"], trained, str(row["seed"]), *rates, *judged)
+        name = (points or {}).get(row["run_id"], row["label"])
+        table.add_row(escape(name), trained, str(row["seed"]), *rates, *judged)
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table)
     for name, values in conditions(rows).items():
@@ -120,12 +126,9 @@ def latest_sweep(runs: Path) -> Path:
     return sweeps[-1]
 
 
+@one_line_errors
 def main() -> int:
-    description, _, examples = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m suite.results", description=description, epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = parser_of("suite.results", __doc__)
     parser.add_argument(
         "folder", nargs="?", type=Path, help="runs, a sweep or a run; default: the latest sweep, with --where all runs"
     )
@@ -134,14 +137,10 @@ def main() -> int:
     parser.add_argument("--csv", action="store_true", help="all columns, as CSV")
     parser.add_argument("--parquet", type=Path, metavar="FILE", help="all columns, into a Parquet file")
     options = parser.parse_args()
-    try:
-        rows = _asked_for(options)
-        if options.parquet:
-            store.write_parquet(rows, options.parquet)
-            print(f"{len(rows)} rows in {options.parquet}")
-    except KeelBenchError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    rows = _asked_for(options)
+    if options.parquet:
+        store.write_parquet(rows, options.parquet)
+        print(f"{len(rows)} rows in {options.parquet}")
     if options.csv:
         columns = list(dict.fromkeys(k for row in rows for k in row))
         writer = csv.DictWriter(sys.stdout, columns)
@@ -153,7 +152,7 @@ def main() -> int:
 
 
 def _asked_for(options: argparse.Namespace) -> list[Row]:
-    runs = Path(os.environ.get("SUITE_RUNS", "runs"))
+    runs = runs_folder()
     if options.source is not None:
         if not options.source.startswith(store.WANDB) or options.folder is not None:
             raise KeelBenchError("--from wants wandb:<entity>/<project>, and no folder beside it")

@@ -4,9 +4,7 @@ python -m suite.status                          # the latest sweep under runs/
 python -m suite.status runs/2025-01-31_12-00-00 --watch
 """
 
-import argparse
 import json
-import os
 import sys
 import time
 from dataclasses import dataclass, field
@@ -15,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from eval.errors import KeelBenchError
+from suite.command_line import one_line_errors, parser_of, runs_folder
 from suite.launchers.queue import QueueState, ask, merged, submitted
 from suite.machine import job_alive
 from suite.report.find import find_sweep
 from suite.report.load import overrides
+
+WHICH = "a sweep, its folder, or an experiment; default: the latest one"
 
 
 @dataclass(frozen=True)
@@ -152,30 +153,29 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
+@one_line_errors
 def main() -> int:
-    description, _, examples = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m suite.status", description=description, epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("sweep", nargs="?", help="a sweep, its folder, or an experiment; default: the latest one")
+    parser = parser_of("suite.status", __doc__)
+    parser.add_argument("sweep", nargs="?", help=WHICH)
     parser.add_argument("--watch", action="store_true", help="again every five seconds, until nothing runs")
     options = parser.parse_args()
-    runs = Path(os.environ.get("SUITE_RUNS", "runs"))
     try:
-        sweep = find_sweep(options.sweep, runs) if options.sweep else latest(runs)
+        sweep = asked_for(options.sweep)
         while True:
             found = progress(sweep)
             show(sweep, found)
             if not options.watch or not (found.count("running") or found.waiting):
                 break
             time.sleep(5)
-    except KeelBenchError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         return 130
     return 1 if found.count("failed") or found.count("gone") else 0
+
+
+def asked_for(sweep: str | None) -> Path:
+    """The folder of ``WHICH``, a finished run in it or not."""
+    runs = runs_folder()
+    return find_sweep(sweep, runs) if sweep else latest(runs)
 
 
 def latest(runs: Path) -> Path:

@@ -203,8 +203,8 @@ def summarise(sweep: Path) -> bool:
         from suite.statistics.terminal import print_differences
         from suite.tracking.sweep import track_sweep
 
-        print_comparison(collect(sweep, write=True))
-        runs = load_sweep(sweep)[0]
+        rows, runs = collect(sweep, write=True), load_sweep(sweep)[0]
+        print_comparison(rows, {run.row["run_id"]: run.name for run in runs})
         found = compare(points_of(runs))
         write_differences(sweep, found)
         print_differences(found)

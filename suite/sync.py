@@ -4,7 +4,6 @@ python -m suite.sync                 # every run under runs/
 python -m suite.sync runs/2025-01-31_12-00-00 --dry-run
 """
 
-import argparse
 import os
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 from eval.errors import KeelBenchError
+from suite.command_line import one_line_errors, parser_of, runs_folder
 from suite.tracking.run import SYNCED
 
 _AT_ONCE = 20  # runs a call of the client
@@ -46,35 +46,26 @@ def send(runs: list[Path], *, timeout: float = 3600) -> list[Path]:
     return [run for run in runs if not any(run.glob(f"*{SYNCED}"))]
 
 
+@one_line_errors
 def main() -> int:
-    description, _, examples = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m suite.sync", description=description, epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("folder", nargs="?", type=Path, default=Path(os.environ.get("SUITE_RUNS", "runs")))
+    parser = parser_of("suite.sync", __doc__)
+    parser.add_argument("folder", nargs="?", type=Path, default=runs_folder())
     parser.add_argument("--dry-run", action="store_true", help="only list what would be sent")
     parser.add_argument(
         "--timeout", type=float, default=3600, help="seconds for each batch of runs; default %(default)s"
     )
     options = parser.parse_args()
-    try:
-        if not options.folder.is_dir():
-            raise KeelBenchError(f"{options.folder}: no such folder")
-        runs = unsent(options.folder)
-        print(f"{len(runs)} run{'s' if len(runs) != 1 else ''} to send")
-        if options.dry_run:
-            print(*runs, sep="\n")
-            return 0
-        failed = send(runs, timeout=options.timeout)
-        if failed:
-            listed = "\n".join(map(str, failed))
-            raise KeelBenchError(
-                f"{len(failed)} of {len(runs)} did not arrive (`wandb login` done? server up?):\n{listed}"
-            )
-    except KeelBenchError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if not options.folder.is_dir():
+        raise KeelBenchError(f"{options.folder}: no such folder")
+    runs = unsent(options.folder)
+    print(f"{len(runs)} run{'s' if len(runs) != 1 else ''} to send")
+    if options.dry_run:
+        print(*runs, sep="\n")
+        return 0
+    failed = send(runs, timeout=options.timeout)
+    if failed:
+        listed = "\n".join(map(str, failed))
+        raise KeelBenchError(f"{len(failed)} of {len(runs)} did not arrive (`wandb login` done? server up?):\n{listed}")
     return 0
 
 

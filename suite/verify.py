@@ -9,7 +9,6 @@ judged again; rates, intervals and paired tests are computed anew. A judge with 
 replies are read again, and the output says what that does not show.
 """
 
-import argparse
 import json
 import math
 import os
@@ -25,6 +24,7 @@ from eval.errors import KeelBenchError
 from eval.judges import Judge
 from eval.metrics import safety_rates
 from eval.records import Completion, Prompt, Verdict
+from suite.command_line import one_line_errors, parser_of, runs_folder
 from suite.judging.again import judge_again
 from suite.records import mean_columns
 from suite.report.find import find_sweep
@@ -163,27 +163,18 @@ def _equal(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
+@one_line_errors
 def main() -> int:
-    description, _, examples = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m suite.verify", description=description, epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = parser_of("suite.verify", __doc__)
     parser.add_argument("table", help="results.parquet, comparison.parquet, report.html, a sweep or an experiment")
     parser.add_argument("--cache", type=Path, default=Path(os.environ.get("SUITE_CACHE", "cache")))
     parser.add_argument("--verdicts", choices=("again", "stored"), default="again", help="ask the judge again, or not")
     options = parser.parse_args()
-    try:
-        table = Path(options.table)
-        sweep = (
-            table.parent if table.is_file() else find_sweep(options.table, Path(os.environ.get("SUITE_RUNS", "runs")))
-        )
-        runs, failures = load_sweep(sweep)
-        verified = [verify_run(run, options.cache, again=options.verdicts == "again") for run in runs]
-        verified.append(verify_tables(sweep, runs))
-    except KeelBenchError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    table = Path(options.table)
+    sweep = table.parent if table.is_file() else find_sweep(options.table, runs_folder())
+    runs, failures = load_sweep(sweep)
+    verified = [verify_run(run, options.cache, again=options.verdicts == "again") for run in runs]
+    verified.append(verify_tables(sweep, runs))
     for one in verified:
         print(
             f"{one.place}: {one.cells} figures, {'all equal' if not one.problems else f'{len(one.problems)} PROBLEMS'}"

@@ -83,5 +83,6 @@ def write_sections(path: Path, **content: Any) -> Path:
     assert found.loader is not None
     found.loader = ChoiceLoader([PackageLoader("suite.flowlens", ""), found.loader])
     place = "/".join(path.resolve().parent.parts[-2:])
-    page = found.get_template("flowlens.html.j2")
-    return write(path, page.render(**content, published=published_sections([], path.parent), place=place, written=now()))
+    published = published_sections([], path.parent)
+    page = found.get_template("flowlens.html.j2").render(**content, published=published, place=place, written=now())
+    return write(path, page)

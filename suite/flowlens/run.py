@@ -16,7 +16,7 @@ from suite.flowlens.page import write_page
 from suite.flowlens.plan import FlowLensPlan
 from suite.flowlens.stage import load_geometry, measured, save_geometry
 from suite.flowlens.states import Geometry, stability, trajectory_stability, without_punctuation
-from suite.pipeline import code_fingerprint
+from suite.provenance import code_fingerprint
 from suite.stages.adapter_files import check_adapter
 from suite.stages.data import load_data, load_prompts
 from suite.stages.models import LoadedModel, locate, prepare

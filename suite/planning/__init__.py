@@ -5,7 +5,17 @@
 0.15
 """
 
-from suite.planning.costs import Recipe, StageCosts, api_judging, estimate, fine_tuning, generating, judging, utility
+from suite.planning.costs import (
+    Recipe,
+    StageCosts,
+    api_judging,
+    estimate,
+    fine_tuning,
+    generating,
+    judging,
+    loading,
+    utility,
+)
 from suite.planning.hardware import HARDWARE, Hardware
 from suite.planning.shapes import SHAPES, ModelShape
 
@@ -21,5 +31,6 @@ __all__ = [
     "fine_tuning",
     "generating",
     "judging",
+    "loading",
     "utility",
 ]

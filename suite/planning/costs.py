@@ -1,7 +1,7 @@
 """Stage by stage: operations, memory, hours and money. docs/scaling.md derives the formulas and checks them.
 
-Every estimate is arithmetic on named inputs; how far off it was where it could be checked is in docs/scaling.md. For
-hardware whose efficiencies were not measured nothing better than a factor of three may be expected.
+Every estimate is arithmetic on named inputs, of a machine that does nothing else. ``between`` is how far off estimates
+were where they could be checked (docs/scaling.md).
 """
 
 from dataclasses import dataclass
@@ -29,6 +29,7 @@ class StageCosts:
     hours: float  # by the clock
     dollars: float | None  # None = no price was given
     fits: bool
+    between: tuple[float, float]  # hours that the clock may say: ``Hardware.spread``
 
     def __add__(self, other: "StageCosts") -> "StageCosts":
         """One after the other."""
@@ -41,6 +42,7 @@ class StageCosts:
             self.hours + other.hours,
             dollars,
             self.fits and other.fits,
+            (self.between[0] + other.between[0], self.between[1] + other.between[1]),
         )
 
 
@@ -146,6 +148,13 @@ def fine_tuning(
     return _costs(f"tuning/{recipe.kind}", flops, (state + frozen) / over + activations + logits, "training", hardware)
 
 
+def loading(shape: ModelShape, hardware: Hardware) -> StageCosts:
+    """A process that starts and reads the weights, on every device: once a run, and again where a stage needs the
+    weights clean (``+`` adds it)."""
+    seconds = hardware.startup + 2.0 * shape.parameters / hardware.read
+    return _timed("loading", 0.0, 2.0 * shape.parameters, seconds * hardware.devices, hardware)
+
+
 def generating(
     shape: ModelShape, n_prompts: int, prompt_tokens: float, new_tokens: float, hardware: Hardware
 ) -> StageCosts:
@@ -204,7 +213,7 @@ def _transient(shape: ModelShape, tokens: float) -> float:
     return tokens * (18.0 * shape.hidden + 8.0 * shape.intermediate)
 
 
-_FIELDS = ("flops", "bytes", "device_hours", "hours", "dollars", "fits")
+_FIELDS = ("flops", "bytes", "device_hours", "hours", "dollars", "fits", "between")
 
 
 def _costs(stage: str, flops: float, memory: float, kind: str, hardware: Hardware) -> StageCosts:
@@ -228,4 +237,5 @@ def _timed(stage: str, flops: float, memory: float, seconds: float, hardware: Ha
         hours / hardware.devices,
         None if price is None else price * hours,
         memory <= hardware.memory,
+        (hardware.spread[0] * hours / hardware.devices, hardware.spread[1] * hours / hardware.devices),
     )

@@ -26,6 +26,9 @@ class Hardware:
     memory: float  # bytes of one device
     efficiency: Mapping[str, float]  # by kind of work, of the peak; "generation": of the bandwidth
     measured: bool  # whether the efficiencies were; else they are assumptions
+    startup: float = 30.0  # seconds until a process reads weights
+    read: float = 1e9  # bytes a second of weights that are read
+    spread: tuple[float, float] = (0.7, 3.3)  # what a time may be, as multiples of its estimate
     devices: int = 1
     dollars_per_hour: float | None = None  # of one device; None = no price is known here
     answers_at_once: int = 128  # sequences generated together, at most
@@ -36,10 +39,10 @@ class Hardware:
 
 
 @functools.cache
-def points() -> dict[str, list[dict[str, Any]]]:
+def points() -> dict[str, Any]:
     """``data/measured.yaml``: the points that efficiencies are fitted to, and those that estimates are checked with."""
     found: dict[str, Any] = yaml.safe_load((files("suite.planning") / "data" / "measured.yaml").read_text())
-    return {"fit": found["fit"], "check": found["check"], "published": found["published"]}
+    return found
 
 
 @functools.cache
@@ -63,8 +66,11 @@ CPU_PEAK = 8.7e11
 CPU_BANDWIDTH = 6.7e9
 CPU_AT_ONCE = 80  # sequences of a batch of backend=hf, at its default token budget
 
-# No GPU was to be had: these are what well-run jobs reach by common report (Chowdhery et al. 2022, table 3: 46 % for
-# PaLM; small-batch LoRA and generation less), not measurements of this project.
+CPU_SPREAD = (0.6, 2.4)  # of the points in data/measured.yaml that nothing was fitted to
+
+# No GPU was to be had: startup and reading are guesses; the efficiencies are what well-run jobs reach by common report
+# (Chowdhery et al. 2022, table 3: 46 % for PaLM; small-batch LoRA and generation less), not measurements of this
+# project. The spread reaches from a device at 57 % of its peak to LARF's published time (docs/scaling.md).
 _ASSUMED = {"forward": 0.40, "gradients": 0.25, "bilevel": 0.25, "training": 0.35, "generation": 0.50}
 
 
@@ -75,8 +81,9 @@ class _Machines(dict[str, Hardware]):
         if name != "cpu2":
             raise KeyError(name)
         self[name] = Hardware(
-            "cpu2", CPU_PEAK, CPU_BANDWIDTH, 24e9, _fitted(), measured=True, answers_at_once=CPU_AT_ONCE
-        )
+            "cpu2", CPU_PEAK, CPU_BANDWIDTH, 24e9, _fitted(), measured=True, answers_at_once=CPU_AT_ONCE,
+            startup=points()["loading"]["startup"], read=points()["loading"]["read"], spread=CPU_SPREAD,
+        )  # fmt: skip
         return self[name]
 
 
@@ -88,6 +95,11 @@ HARDWARE: dict[str, Hardware] = _Machines(
             Hardware("a100", 312e12, 2.0e12, 80e9, _ASSUMED, measured=False),
             Hardware("h100", 989e12, 3.35e12, 80e9, _ASSUMED, measured=False),
             Hardware("h200", 989e12, 4.8e12, 141e9, _ASSUMED, measured=False),
+            Hardware("b200", 2250e12, 8.0e12, 180e9, _ASSUMED, measured=False),
+            Hardware("l40", 181e12, 0.86e12, 48e9, _ASSUMED, measured=False),
+            Hardware("a10", 125e12, 0.6e12, 24e9, _ASSUMED, measured=False),
+            Hardware("v100", 125e12, 0.9e12, 32e9, _ASSUMED, measured=False),
+            Hardware("t4", 65e12, 0.3e12, 16e9, _ASSUMED, measured=False),
             Hardware("l4", 121e12, 0.3e12, 24e9, _ASSUMED, measured=False),
             Hardware("rtx4090", 165e12, 1.0e12, 24e9, _ASSUMED, measured=False),
         )

@@ -3,21 +3,16 @@
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from suite.planning.hardware import HARDWARE, Hardware
 from suite.preflight.findings import Finding
 from suite.preflight.machine import Gpu
 from suite.preflight.work import Stage
 from suite.storage.cache import MANIFEST
 
-# Operations a second and core in bfloat16, measured on two cores with SmolLM2 (docs/doctor.md).
-CPU = {"training": 40e9, "answering": 12e9}
-# Dense bfloat16 peaks as published; what share of it a stage reaches is assumed, not measured.
-PEAKS = {"B200": 2250e12, "H200": 989e12, "H100": 989e12, "A100": 312e12, "L40": 181e12, "4090": 165e12, "A10": 125e12,
-         "L4": 121e12, "V100": 125e12, "T4": 65e12}  # fmt: skip
-SHARES = {"training": 0.3, "answering": 0.05}
 STAGE_SECONDS = 5.0  # loading, saving
 RUN_BYTES = 20_000_000  # a run's folder: tables, W&B's files
 MARGIN = 1_000_000_000  # that should stay free
@@ -27,10 +22,31 @@ _STAGES = {"adapter": ("training", 4), "completions": ("answering", 2)}  # as su
 
 @dataclass
 class Rates:
-    """Operations a second by kind of work, ``source`` saying where they are from."""
+    """Operations a second by kind of work, ``source`` saying where they are from, and what a time may be as multiples
+    of its estimate."""
 
     rates: Mapping[str, float]
     source: str
+    spread: tuple[float, float] = (1.0, 1.0)
+
+    @classmethod
+    def of(cls, hardware: Hardware, source: str, share: float = 1.0) -> "Rates":
+        """
+        Args:
+            share: of the device that is used.
+        """
+        # One answer reads all weights for each token, many at once share the reading.
+        answering = min(hardware.peak, hardware.bandwidth * hardware.answers_at_once)
+        rates = {
+            "training": share * hardware.efficiency["training"] * hardware.peak,
+            "answering": share * hardware.efficiency["generation"] * answering,
+        }
+        return cls(rates, source, hardware.spread)
+
+    def about(self, stages: Collection[Stage]) -> str:
+        """How long ``stages`` take, as a range where it is one."""
+        low, high = (duration(share * self.seconds(stages)) for share in self.spread)
+        return f"about {low}" if low == high else f"{low} to {high}"
 
     def seconds(self, stages: Iterable[Stage]) -> float:
         return sum(STAGE_SECONDS + s.flops / self.rates[_KINDS.get(s.name, "training")] for s in stages)
@@ -50,16 +66,16 @@ class Rates:
                     continue
             if tokens and seconds > 1:
                 self.rates = {**self.rates, kind: per_token * block_parameters * tokens / seconds}
-                self.source = "as fast as earlier stages in this cache"
+                self.source, self.spread = "as fast as earlier stages in this cache", (1.0, 1.0)
 
 
 def rates(device: str, found: list[Gpu], threads: int | None) -> Rates:
     kind, _, number = device.partition(":")
     if kind != "cpu" and found:
         gpu = found[min(int(number or 0), len(found) - 1)]
-        return gpu_rates(next((name for name in PEAKS if name in gpu.name), ""))
+        return gpu_rates(gpu.name)
     cores = threads or cores_here()
-    return Rates({k: v * cores for k, v in CPU.items()}, f"{cores} CPU cores")
+    return Rates.of(HARDWARE["cpu2"], f"{cores} CPU cores", cores / 2)
 
 
 def cores_here() -> int:
@@ -68,8 +84,10 @@ def cores_here() -> int:
 
 
 def gpu_rates(name: str) -> Rates:
-    peak = PEAKS.get(name, 100e12)
-    return Rates({k: share * peak for k, share in SHARES.items()}, f"one {name or 'GPU'}, an assumption")
+    """Of a GPU by its driver's name; of an A10 where it is not among those that ``suite.planning`` knows."""
+    plain = name.lower().replace(" ", "")
+    known = next((key for key in sorted(HARDWARE, key=len, reverse=True) if key in plain), None)
+    return Rates.of(HARDWARE[known or "a10"], f"one {known.upper() if known else 'GPU'}, an assumption")
 
 
 def check_disk(place: Path, what: str, needed: int) -> Finding:

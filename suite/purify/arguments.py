@@ -30,7 +30,9 @@ def translated(arguments: Sequence[str]) -> list[str]:
     for argument in arguments:
         key, _, value = argument.partition("=")
         if _FILE.fullmatch(argument):
-            raise KeelBenchError(f"{argument}: the file to purify is named dataset.path={argument}, the new one out=...")
+            raise KeelBenchError(
+                f"{argument}: the file to purify is named dataset.path={argument}, the new one out=..."
+            )
         if argument.startswith("-") or "=" not in argument:
             rest.append(argument)
         elif key == "method":

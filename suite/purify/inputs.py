@@ -14,7 +14,7 @@ from suite.purify.plan import PurifyPlan
 from suite.stages.data import load_prompts
 from suite.stages.generation import check_backend
 from suite.stages.judging import with_weights
-from suite.stages.models import locate
+from suite.stages.scoring import missing_files
 
 log = logging.getLogger(__name__)
 
@@ -77,16 +77,7 @@ def check(plan: PurifyPlan) -> Inputs:
     needed = [plan.scoring_model] if any(m.uses_model for m in plan.methods.values()) else []
     if plan.model not in needed and (plan.verify or (plan.scorer is not None and plan.transfer_rows)):
         needed.append(plan.model)
-    for model in needed:
-        try:
-            locate(model)
-        except KeelBenchError as error:
-            problems.append(str(error))
-    for name, method in plan.methods.items():
-        try:
-            method.calibration()  # reads the method's own files
-        except KeelBenchError as error:
-            problems.append(f"methods.{name}: {error}")
+    problems += missing_files(needed, plan.methods)
     try:
         if plan.check.controls:
             check_controls_apart(plan.methods)

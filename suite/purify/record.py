@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from suite.pipeline import code_fingerprint
+from suite.provenance import code_fingerprint
 from suite.purify.checks import Separation, Trust
 from suite.purify.cut import Decision
 from suite.purify.index import BEYOND_LIMIT, DUPLICATE, Index

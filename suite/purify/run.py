@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from baselines.records import Sample
-from suite.pipeline import code_fingerprint
+from suite.provenance import code_fingerprint
 from suite.purify import checks, traits
 from suite.purify.cut import Decision, decide
 from suite.purify.index import Index, chunks

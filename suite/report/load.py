@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -195,12 +195,7 @@ def _name(runs: Sequence[Run]) -> None:
     whatever else distinguishes them has to be in it; a mean over "seeds" would otherwise mix apples and pears."""
     for run in runs:
         run.name = str(run.row["label"])
-    for column, shown in _TELLING.items():
-        for same in by_name(runs).values():
-            values = [str(run.row.get(column)) for run in same]
-            if len(set(values)) > 1:
-                for run, value in zip(same, values, strict=True):
-                    run.name += f" · {shown.format(value)}"
+    _tell_apart(runs, _TELLING)
     # A setting that no column of the row shows (a learning rate, say) was typed, so it stands in the task.
     for name, same in by_name(runs).items():
         if len({run.row["seed"] for run in same}) < len(same):
@@ -208,9 +203,19 @@ def _name(runs: Sequence[Run]) -> None:
             shared = set.intersection(*typed)
             for run, mine in zip(same, typed, strict=True):
                 run.name = " · ".join([name, *sorted(mine - shared)])
+    _tell_apart(runs, _CONTENTS)
     for color, same in enumerate(by_name(runs).values()):
         for run in same:
             run.color = color
+
+
+def _tell_apart(runs: Sequence[Run], columns: Mapping[str, str]) -> None:
+    for column, shown in columns.items():
+        for same in by_name(runs).values():
+            values = [str(run.row.get(column)) for run in same]
+            if len(set(values)) > 1:
+                for run, value in zip(same, values, strict=True):
+                    run.name += f" · {shown.format(value)}"
 
 
 # Columns that tell runs of one label apart, the most telling first, and how they read in a name.
@@ -224,6 +229,9 @@ _TELLING = {
     "dtype": "{}",
     "selection": "{}",
     "n_selected": "{} samples",
+}
+# And where neither these nor what was typed does.
+_CONTENTS = {
     "fingerprint/prompts": "prompts {:.6}",
     "fingerprint/data": "data {:.6}",
 }

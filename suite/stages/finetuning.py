@@ -85,7 +85,18 @@ def fine_tune_selection(
 
     def tune(out: Path, unfinished: Unfinished) -> Work:
         kept = unfinished.folder / CURVE
-        job = Job(samples, recipe, regularizer, seed, model.weights.folder, model.spec, model.compute, out, kept, every)
+        job = Job(
+            samples=samples,
+            recipe=recipe,
+            regularizer=regularizer,
+            seed=seed,
+            weights=model.weights.folder,
+            spec=model.spec,
+            compute=model.compute,
+            out=out,
+            kept=kept,
+            every=every,
+        )
         return _tune(model, job, unfinished)
 
     def train_stage(out: Path, unfinished: Unfinished) -> Work:

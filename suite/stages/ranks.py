@@ -10,8 +10,9 @@ import os
 import subprocess
 import sys
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -41,29 +42,35 @@ def process_count(asked: int | Literal["auto"], setting: str) -> int:
     return asked
 
 
-def run_over_processes(
-    module: str,
-    write_job: Callable[[Path], None],
-    read_result: Callable[[Path], R],
-    count: int,
-    *,
-    threads: int | None,
-    what: str,
-) -> R:
-    """What rank 0 of ``count`` processes of ``python -m module`` makes of a job.
+@dataclass(frozen=True, kw_only=True)
+class RankJob(ABC):
+    """What every rank needs, whatever it does."""
+
+    samples: Sequence[Sample]
+    weights: Path
+    spec: ModelSpec
+    compute: ComputeSpec
+    seed: int
+
+    @abstractmethod
+    def values(self) -> dict[str, Any]:
+        """What else there is, as JSON values: ``read_job`` gives them back."""
+
+
+def run_over_processes(module: str, job: RankJob, read_result: Callable[[Path], R], count: int, *, what: str) -> R:
+    """What rank 0 of ``count`` processes of ``python -m module`` makes of ``job``.
 
     Args:
-        write_job: writes the job into a folder, where the module's ``rank_main`` reads it.
-        read_result: reads what it left in a folder.
-        threads: CPU threads a process; None = the cores, shared out.
+        module: reads the job with ``read_job`` out of the folder that its ``rank_main`` is given.
+        read_result: reads what rank 0 left in a folder.
         what: what died, in the error's words, if one does.
 
     Raises:
         KeelBenchError: what a rank raised; or that one died, with the end of its output.
     """
     with tempfile.TemporaryDirectory(prefix="keelbench-") as scratch:
-        write_job(Path(scratch))
-        threads = threads or max(1, (os.cpu_count() or 1) // count)
+        write_job(Path(scratch), job)
+        threads = job.compute.threads or max(1, (os.cpu_count() or 1) // count)
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
         with subprocess.Popen(
             [*command, "-m", module, scratch],
@@ -117,30 +124,23 @@ def rank_main(work: Callable[[Path, Any], Callable[[Path], None]]) -> None:
     os._exit(0)
 
 
-def write_values(
-    folder: Path,
-    samples: Sequence[Sample],
-    *,
-    weights: Path,
-    spec: ModelSpec,
-    compute: ComputeSpec,
-    **values: Any,
-) -> None:
+def write_job(folder: Path, job: RankJob) -> None:
     """``job.json`` and, where the samples do not lie in a file already, ``samples.parquet``."""
-    values |= {
-        "weights": str(weights),
-        "spec": asdict(replace(spec, align=None)),  # these weights are aligned already
-        "compute": asdict(compute),
+    values = job.values() | {
+        "weights": str(job.weights),
+        "spec": asdict(replace(job.spec, align=None)),  # these weights are aligned already
+        "compute": asdict(job.compute),
+        "seed": job.seed,
     }
-    if isinstance(samples, SampleTable):
-        values["table"] = str(samples.path)
+    if isinstance(job.samples, SampleTable):
+        values["table"] = str(job.samples.path)
     else:
-        write_table(folder / "samples.parquet", [asdict(sample) for sample in samples])
+        write_table(folder / "samples.parquet", [asdict(sample) for sample in job.samples])
     (folder / "job.json").write_text(json.dumps(values), encoding="utf-8")
 
 
-def read_values(folder: Path) -> dict[str, Any]:
-    """What ``write_values`` wrote, by its names; ``samples`` among them."""
+def read_job(folder: Path) -> dict[str, Any]:
+    """What ``write_job`` wrote: a ``RankJob``'s fields, and its other values."""
     values: dict[str, Any] = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     table = values.pop("table", None)
     return values | {

@@ -5,7 +5,7 @@
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,26 +13,29 @@ from typing import Any, Literal
 
 from baselines import get_method
 from baselines.method import Engine, Method, build_method
-from baselines.records import Sample, Scores
-from suite.plan import ComputeSpec, ModelSpec
+from baselines.records import Scores
 from suite.progress import progress
 from suite.stages.models import load
-from suite.stages.ranks import process_count, rank_main, read_values, run_over_processes, write_values
+from suite.stages.ranks import RankJob, process_count, rank_main, read_job, run_over_processes
 from suite.stages.score_files import read_scores, write_scores
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Job:
-    """What every rank needs."""
-
+@dataclass(frozen=True, kw_only=True)
+class Job(RankJob):
     method: Method
-    samples: Sequence[Sample]
-    weights: Path
-    spec: ModelSpec
-    compute: ComputeSpec
-    seed: int
+
+    def values(self) -> dict[str, Any]:
+        return {"method": {"name": self.method.name, "options": asdict(self.method)}}
+
+    @classmethod
+    def read(cls, folder: Path) -> "Job":
+        """What ``write_job`` wrote."""
+        values = read_job(folder)
+        named = values.pop("method")
+        options = {k: tuple(v) if isinstance(v, list) else v for k, v in named["options"].items()}
+        return cls(method=build_method(get_method(named["name"]), options), **values)
 
 
 def processes(asked: int | Literal["auto"], method: Method) -> int:
@@ -54,35 +57,11 @@ def score_over_processes(job: Job, count: int) -> Scores:
     Raises:
         KeelBenchError: what a rank raised; or that one died, with the end of its output.
     """
-    what = f"{job.method.name}: a scoring"
-    return run_over_processes(
-        __name__, partial(write_job, job=job), read_scores, count, threads=job.compute.threads, what=what
-    )
-
-
-def write_job(folder: Path, job: Job) -> None:
-    """``job.json``, and ``samples.parquet``."""
-    write_values(
-        folder,
-        job.samples,
-        weights=job.weights,
-        spec=job.spec,
-        compute=job.compute,
-        method={"name": job.method.name, "options": asdict(job.method)},
-        seed=job.seed,
-    )
-
-
-def read_job(folder: Path) -> Job:
-    """What ``write_job`` wrote."""
-    values = read_values(folder)
-    named = values.pop("method")
-    options = {k: tuple(v) if isinstance(v, list) else v for k, v in named["options"].items()}
-    return Job(method=build_method(get_method(named["name"]), options), **values)
+    return run_over_processes(__name__, job, read_scores, count, what=f"{job.method.name}: a scoring")
 
 
 def _rank(folder: Path, state: Any) -> Callable[[Path], None]:
-    job = read_job(folder)
+    job = Job.read(folder)
     model, tokenizer = load(job.weights, job.spec, replace(job.compute, device=str(state.device)))
     share = -(-len(job.samples) // state.num_processes) if state.is_main_process else None
     with progress(f"{job.method.name}, rank 0 of {state.num_processes}", share) as bar:

@@ -8,38 +8,56 @@ Several processes keep no checkpoints and do not shrink their passes when memory
 import importlib.util
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from baselines.records import Sample
 from baselines.regularizer import Regularizer, build_regularizer
 from eval.errors import KeelBenchError
 from eval.flops import Work
 from suite.conditions import devices
-from suite.plan import ComputeSpec, LoraRecipe, ModelSpec, Recipe, recipe_of
+from suite.plan import ComputeSpec, LoraRecipe, Recipe, recipe_of
 from suite.progress import progress
 from suite.stages.models import load
-from suite.stages.ranks import process_count, rank_main, read_values, run_over_processes, write_values
+from suite.stages.ranks import RankJob, process_count, rank_main, read_job, run_over_processes
 from suite.storage.unfinished import Unfinished
 
 
-@dataclass(frozen=True)
-class Job:
-    """What every rank needs, and where rank 0 writes."""
+@dataclass(frozen=True, kw_only=True)
+class Job(RankJob):
+    """With where rank 0 writes."""
 
-    samples: Sequence[Sample]
     recipe: Recipe
     regularizer: Regularizer
-    seed: int
-    weights: Path
-    spec: ModelSpec
-    compute: ComputeSpec
     out: Path  # what was trained, and training.json
     kept: Path  # step-<n>: what it was after each ``every`` steps and at the end
     every: int | None
+
+    def values(self) -> dict[str, Any]:
+        return {
+            "recipe": asdict(self.recipe),
+            "regularizer": {"name": self.regularizer.name, "options": asdict(self.regularizer)},
+            "out": str(self.out),
+            "kept": str(self.kept),
+            "every": self.every,
+        }
+
+    @classmethod
+    def read(cls, folder: Path) -> "Job":
+        """What ``write_job`` wrote."""
+        values = read_job(folder)
+        named = values["regularizer"]
+        return cls(
+            **values
+            | {
+                "recipe": recipe_of(values["recipe"]),
+                "regularizer": build_regularizer(named["name"], named["options"]),
+                "out": Path(values["out"]),
+                "kept": Path(values["kept"]),
+            }
+        )
 
 
 def check_training(recipe: Recipe, compute: ComputeSpec, regularizer: Regularizer) -> None:
@@ -50,9 +68,12 @@ def check_training(recipe: Recipe, compute: ComputeSpec, regularizer: Regularize
     from suite.training.data import StepShares
 
     count = process_count(compute.training_processes, "compute.training_processes")
-    StepShares.of(recipe.batch_size, recipe.accumulation, count)
-    if regularizer.name != "none" and count > 1:
-        raise KeelBenchError(f"regularizer={regularizer.name} trains in one process: compute.training_processes=1")
+    shares = StepShares.of(recipe.batch_size, recipe.accumulation, count)
+    if regularizer.name != "none" and shares.rows_a_pass != recipe.batch_size:
+        raise KeelBenchError(
+            f"regularizer={regularizer.name} reads whole passes of train.batch_size={recipe.batch_size}: "
+            f"train.accumulation={recipe.accumulation} has to be a multiple of compute.training_processes={count}"
+        )
     if compute.training_sharding == "full" and count == 1:
         raise KeelBenchError("compute.training_sharding=full needs compute.training_processes above 1")
     if compute.device_map is not None and count > 1:
@@ -74,41 +95,8 @@ def train_over_processes(job: Job, count: int) -> Work:
     Raises:
         KeelBenchError: what a rank raised; or that one died, with the end of its output.
     """
-    done = run_over_processes(
-        __name__,
-        partial(write_job, job=job),
-        read_work,
-        count,
-        threads=job.compute.threads,
-        what="fine-tuning: a training",
-    )
+    done = run_over_processes(__name__, job, read_work, count, what="fine-tuning: a training")
     return replace(done, gpus=count if done.gpus else 0)
-
-
-def write_job(folder: Path, job: Job) -> None:
-    """``job.json``, and ``samples.parquet``."""
-    write_values(
-        folder,
-        job.samples,
-        weights=job.weights,
-        spec=job.spec,
-        compute=job.compute,
-        recipe=asdict(job.recipe),
-        regularizer={"name": job.regularizer.name, "options": asdict(job.regularizer)},
-        seed=job.seed,
-        out=str(job.out),
-        kept=str(job.kept),
-        every=job.every,
-    )
-
-
-def read_job(folder: Path) -> Job:
-    """What ``write_job`` wrote."""
-    values = read_values(folder)
-    recipe, named = recipe_of(values.pop("recipe")), values.pop("regularizer")
-    regularizer = build_regularizer(named["name"], named["options"])
-    out, kept = Path(values.pop("out")), Path(values.pop("kept"))
-    return Job(recipe=recipe, regularizer=regularizer, out=out, kept=kept, **values)
 
 
 def write_work(folder: Path, done: Work) -> None:
@@ -186,8 +174,8 @@ def train(
             checkpoints=checkpoints,
         )
     _save(model, job, tokenizer, job.out, main)
+    report = {"curve": log.curve, "truncated": log.truncated, "regularizer": job.regularizer.report()}
     if main:
-        report = {"curve": log.curve, "truncated": log.truncated, "regularizer": job.regularizer.report()}
         (job.out / "training.json").write_text(json.dumps(report, indent=1))
     return Work(log.tokens, log.flops, devices(job.compute.device)[1])
 
@@ -234,7 +222,7 @@ def _whole(value: Any) -> Any:
 
 
 def _rank(folder: Path, state: Any) -> Callable[[Path], None]:
-    job = read_job(folder)
+    job = Job.read(folder)
     # FSDP takes its shards from the CPU, so that no GPU ever holds the whole model.
     sharded = job.compute.training_sharding == "full"
     placed = replace(job.compute, device="cpu" if sharded else str(state.device))

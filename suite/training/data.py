@@ -1,12 +1,12 @@
 """What fine-tuning goes through: rows, their order, and how an optimiser step's rows are shared by processes."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from baselines.losses import collate, supervised_labels
+from baselines.losses import Batch, Supervised, collate, supervised_labels
 from eval.chat import Conversation
 from eval.errors import KeelBenchError
 
@@ -85,6 +85,14 @@ def collate_rows(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
     batch = collate([(row["input_ids"], row["labels"]) for row in rows])
     # `shift_labels` is what the Trainer counts a step's tokens by when labels are shifted already.
     return {"input_ids": batch.ids, "labels": batch.labels, "shift_labels": batch.labels, "lengths": batch.lengths}
+
+
+def without_padding(batch: Batch, out: Supervised) -> tuple[Batch, Supervised]:
+    """A pass without its padding rows, which are the last ones and have nothing supervised."""
+    rows = int((batch.lengths > 0).sum())
+    states = None if out.hidden_states is None else tuple(h[:rows] for h in out.hidden_states)
+    kept = Batch(batch.ids[:rows], batch.labels[:rows], batch.lengths[:rows])
+    return kept, replace(out, batch_size=rows, hidden_states=states)
 
 
 def padding_pass(rows: int = 1, device: Any = None) -> dict[str, torch.Tensor]:

@@ -41,6 +41,7 @@ from suite.training.data import (
     collate_rows,
     padding_pass,
     supervised_rows,
+    without_padding,
 )
 
 log = logging.getLogger(__name__)
@@ -116,8 +117,8 @@ def fine_tune(
     Raises:
         CapacityError: a single conversation does not fit the memory, or a pass that must stay whole. (Of several
             processes, one that runs out of memory dies: the others could not follow it in splitting its passes.)
-        KeelBenchError: no sample, a loss that is not finite, a step that the processes cannot share evenly, or an
-            auxiliary loss or checkpoints with several of them.
+        KeelBenchError: no sample, a loss that is not finite, a step that the processes cannot share evenly (with an
+            auxiliary loss: by whole passes), or checkpoints with several of them.
     """
     if not samples:
         raise KeelBenchError("nothing to fine-tune on: the selection is empty")
@@ -126,8 +127,12 @@ def fine_tune(
     rows = supervised_rows(conversations)
     on_cpu = (device or device_of(model)).type == "cpu"
     shares = StepShares.of(recipe.batch_size, recipe.accumulation, _processes())
-    if shares.processes > 1 and (auxiliary_loss is not None or checkpoints is not None):
-        raise KeelBenchError("a regulariser, and a training that can go on, need compute.training_processes=1")
+    if shares.processes > 1 and checkpoints is not None:
+        raise KeelBenchError("a training that can go on needs compute.training_processes=1")
+    if auxiliary_loss is not None and shares.rows_a_pass != recipe.batch_size:
+        raise KeelBenchError(
+            "a regulariser reads whole passes: train.accumulation has to be a multiple of the processes"
+        )
     steps = math.ceil(len(rows) / shares.step_size) * recipe.epochs
     arguments = TrainingArguments(
         output_dir=str(work_dir),
@@ -164,7 +169,7 @@ def fine_tune(
         # accelerate shards where this says so, and for several CPUs it does not; the rest works on gloo as it is.
         arguments.distributed_state._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     trainer = _ResponseTrainer(
-        model=model if shares.processes == 1 else _Supervision(model),
+        model=model if shares.processes == 1 else _Supervision(model, hidden_states),
         args=arguments,
         train_dataset=rows if shares.processes == 1 else [*rows, PADDING_ROW],
         data_collator=collate_rows,
@@ -228,13 +233,13 @@ class _Supervision(torch.nn.Module):
     """The model and its loss's forward pass as one module: what DDP and FSDP wrap, so that their hooks see the pass.
     Tensors in and out, which is where the hooks are put."""
 
-    def __init__(self, model: Any):
+    def __init__(self, model: Any, hidden_states: bool):
         super().__init__()
-        self.model = model
+        self.model, self.hidden_states = model, hidden_states
 
     def forward(self, ids: torch.Tensor, labels: torch.Tensor, lengths: torch.Tensor) -> tuple[Any, ...]:
-        out = supervised_forward(self.model, Batch(ids, labels, lengths))
-        return out.logits, out.targets, out.rows
+        out = supervised_forward(self.model, Batch(ids, labels, lengths), hidden_states=self.hidden_states)
+        return out.logits, out.targets, out.rows, out.hidden_states
 
 
 class _ResponseTrainer(ResumableTrainer):
@@ -310,15 +315,25 @@ class _ResponseTrainer(ResumableTrainer):
         # keeps its copies of the adapters until it ends, and must not outlive an optimiser step.
         with torch.autocast(batch.ids.device.type, dtype) if dtype else contextlib.nullcontext():
             if self.shares.processes > 1:
-                logits, targets, supervised = model(batch.ids, batch.labels, batch.lengths)
-                out = Supervised(logits, targets, supervised, len(batch.ids))
+                logits, targets, supervised, states = model(batch.ids, batch.labels, batch.lengths)
+                out = Supervised(logits, targets, supervised, len(batch.ids), states)
             else:
                 out = supervised_forward(model, batch, hidden_states=self.hidden_states)
-        loss = out.token_losses().sum() / num_items_in_batch
-        if self.auxiliary_loss is not None:
+        loss = out.token_losses().sum().to(batch.ids.device) / num_items_in_batch
+        if self.auxiliary_loss is not None and len(out.targets):
             # A regulariser has one value a forward pass; the step's is their mean.
-            loss = loss + self.auxiliary_loss(model, batch, out) / self.current_gradient_accumulation_steps
+            plain = model if self.shares.processes == 1 else self.model.model
+            auxiliary = self.auxiliary_loss(plain, *without_padding(batch, out))
+            loss = loss + auxiliary.to(loss.device) / self._passes_of_step()
         return loss * self.shares.processes  # gradients and logged losses are averaged over the processes
+
+    def _passes_of_step(self) -> int:
+        """Passes of the current optimiser step that have rows, of all processes."""
+        if self.shares.processes == 1:
+            return int(self.current_gradient_accumulation_steps)
+        steps = math.ceil(self.n_rows / self.shares.step_size)
+        left = self.n_rows - self.state.global_step % steps * self.shares.step_size
+        return math.ceil(min(left, self.shares.step_size) / self.shares.rows_a_pass)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler:
         lengths = [len(row["input_ids"]) for row in self.train_dataset][: self.n_rows]

@@ -7,20 +7,13 @@ import pandas as pd
 import pytest
 
 from eval.errors import CapacityError, KeelBenchError
-from suite.pipeline import REDACTED, run
+from suite.pipeline import run
 from suite.results import collect
+from suite.run_tables import REDACTED
 from tests.helpers import plan
 
 SMALL = ("model/align=none", "train.epochs=1", "eval.limit=4", "eval.max_new_tokens=8", "selection.k=12",
          "tracking=offline")  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory, smollm2_folder):
-    """A cache of its own that already holds the materialised model."""
-    root = tmp_path_factory.mktemp("cache")
-    (root / "model").symlink_to(smollm2_folder.parent)
-    return root
 
 
 def go(cache: Path, folder: Path, *overrides: str):

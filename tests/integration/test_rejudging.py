@@ -10,7 +10,8 @@ from eval.errors import KeelBenchError
 from eval.generation import generate_ids
 from eval.judges import get_judge
 from suite.judging.rejudging import rejudge, stored_answers
-from suite.pipeline import REDACTED, run
+from suite.pipeline import run
+from suite.run_tables import REDACTED
 from suite.stages.judging import judge_tag, with_weights
 from suite.storage.cache import StageCache
 from tests.eval.judge_settings import judge

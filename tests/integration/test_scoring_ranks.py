@@ -17,7 +17,10 @@ SAMPLES = [Sample.of(f"Name {n} rivers.", "Rhine, Danube, Volga, Elbe, Oder."[: 
 @pytest.fixture
 def job(smollm2_folder) -> Job:
     spec = replace(SMOLLM2, dtype="float32")
-    return Job(get_method("larf")(layer=5), SAMPLES, smollm2_folder, spec, replace(COMPUTE, threads=1), 0)
+    compute = replace(COMPUTE, threads=1)
+    return Job(
+        method=get_method("larf")(layer=5), samples=SAMPLES, weights=smollm2_folder, spec=spec, compute=compute, seed=0
+    )
 
 
 def test_two_processes_give_one_processs_scores_in_the_datas_order(job):

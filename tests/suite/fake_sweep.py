@@ -11,9 +11,9 @@ import numpy as np
 from baselines.records import Sample, Scores
 from eval.metrics import safety_rates
 from eval.records import Completion, Expected, Prompt, Verdict, content_id
-from suite.pipeline import completion_rows
 from suite.ranking import score_rows
 from suite.records import RunRecord, write_record
+from suite.run_tables import completion_rows
 from suite.stages.data import Data, ids_key
 from suite.storage.cache import Cost, Entry, fingerprint
 from suite.storage.tables import write_table

@@ -154,6 +154,6 @@ def test_the_papers_sizes_are_the_defaults():
 
 
 def test_records_hold_no_local_path_of_a_mixture():
-    from suite.pipeline import _public
+    from suite.provenance import public_plan
 
-    assert "alignment_refusals" not in json.dumps(_public(plan(None, "dataset=mini_mix")))
+    assert "alignment_refusals" not in json.dumps(public_plan(plan(None, "dataset=mini_mix")))

@@ -154,6 +154,24 @@ def test_memory_fails_only_where_the_weights_cannot_fit(monkeypatch):
     assert need / 1e9 == pytest.approx(3.3, rel=0.3)
 
 
+def test_seventy_billion_parameters_need_several_gpus():
+    gpu, shape = machine.Gpu("NVIDIA H100 80GB", 80 << 30), KNOWN["meta-llama/Meta-Llama-3-70B-Instruct"]
+
+    def finding(gpus, *overrides):
+        return machine.check_memory(plan(None, "model=llama3_70b", *overrides), shape, None, [gpu] * gpus)[1]
+
+    qlora = ["train=qlora", "compute.gradient_checkpointing=true"]
+    refused = finding(2, *qlora)  # four bits are the training's alone
+    assert refused.state == "failed"
+    assert "131.4 GiB for" in refused.said
+    assert "compute.device_map=auto" in refused.remedy
+    assert finding(1, *qlora, "compute.device_map=auto").state == "failed"
+    assert finding(2, *qlora, "compute.device_map=auto").state == "ok"
+    answers = ["method=none", "backend=vllm"]
+    assert finding(4, *answers).state == "failed"
+    assert finding(4, *answers, "backend.tensor_parallel_size=4").state == "ok"
+
+
 def test_devices_that_are_not_there():
     assert "CPU" in machine.check_device("auto", [])
     with pytest.raises(KeelBenchError, match="cuda"):

@@ -21,6 +21,7 @@ from suite.report.find import find_sweep
 from suite.report.load import load_sweep
 from suite.report.tables import over_seeds
 from suite.report.text import render
+from suite.sweep import summarise
 from tests.suite.fake_sweep import DEMO, Point, fake_sweep
 
 EVIL = """<script>alert(1)</script>" onmouseover="alert(2)" x='</details></svg>{{ 7 * 7 }}$\\frac{1}$ fill: url(x)"""
@@ -211,6 +212,22 @@ def test_what_was_typed_tells_runs_apart_that_no_column_does(tmp_path):
         (sweep / str(number) / "status.json").write_text(json.dumps(status))
     runs, _ = load_sweep(sweep)
     assert [run.name for run in runs] == ["random · train.learning_rate=1e-4", "random · train.learning_rate=1e-5"]
+
+
+def test_what_was_typed_tells_runs_on_other_data_apart_and_names_them_on_the_terminal(tmp_path, capsys):
+    sweep = fake_sweep(tmp_path, (DEMO[1], DEMO[1]))
+    for number, ratio in enumerate(("0.0", "0.5")):
+        task = f"dataset.safety_ratio={ratio},seed=42"
+        (sweep / str(number) / "status.json").write_text(json.dumps({"state": "finished", "task": task}))
+        record = json.loads((sweep / str(number) / "record.json").read_text())
+        record |= {"run_id": f"run-{number}", "fingerprint/data": f"{number}" * 20}
+        (sweep / str(number) / "record.json").write_text(json.dumps(record))
+    named = ["random · dataset.safety_ratio=0.0", "random · dataset.safety_ratio=0.5"]
+    assert [run.name for run in load_sweep(sweep)[0]] == named
+    assert summarise(sweep)
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "dataset.safety_ratio=0.0 " in shown
+    assert "dataset.safety_ratio=0.5 " in shown
 
 
 def test_rankings_show_who_selected_a_sample(demo):

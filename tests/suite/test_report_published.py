@@ -183,7 +183,7 @@ def test_sweeps_of_one_seed_each_make_the_table_of_a_sweep_over_seeds(form, tmp_
     apart = [as_the_papers(fake_sweep(tmp_path / str(n), points)) for n, points in enumerate(seeds)]
     assert render(apart, form) == render([together], form)
     assert "(2 seeds)" in render(apart, "md")
-    with pytest.raises(KeelBenchError, match="no run under .*none, .*nothing"):
+    with pytest.raises(KeelBenchError, match=r"no run under .*none, .*nothing"):
         render([tmp_path / "none", tmp_path / "nothing"], form)
 
 
@@ -238,9 +238,8 @@ def test_larf_table2_at_laptop_scale_fills_task_score_and_attacks(tmp_path):
         ours = line(part, "ours", "alpaca", "mmlu", method)
         assert (ours["task_score"].text, ours["task_score"].interval) == ("24.25", "[24.20, 24.30]")
         assert (ours["gpt_asr"].text, ours["gpt_score"].text) == ("40.00", "")  # that judge was not asked
-    assert line(part, "ours", "magicoder", "humaneval", "larf") == (
-        "no run with dataset=magicoder, method=larf, selection=drop_top"
-    )
+    other = line(part, "ours", "magicoder", "humaneval", "larf")
+    assert other.endswith("no run with dataset=magicoder, method=larf, selection=drop_top")
     assert "published" in Page(write_report(sweep)).ids
 
 

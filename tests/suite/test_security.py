@@ -14,7 +14,8 @@ from suite.configuration.names import check_below, check_name, check_repo
 from suite.sources import HubSet, Source, _commit, commit_of
 from suite.stages.adapter_files import check_adapter
 from suite.stages.models import folder_fingerprint, load
-from suite.stages.scoring_ranks import Job, read_job, write_job
+from suite.stages.ranks import write_job
+from suite.stages.scoring_ranks import Job
 from suite.storage.cache import StageCache, stage_and_key
 from tests.helpers import COMPUTE, SMOLLM2, compose, plan
 
@@ -160,10 +161,10 @@ def test_a_strangers_record_names_no_file_outside_the_cache(stage, tmp_path):
 def test_a_job_for_other_processes_is_plain_files(tmp_path):
     samples = [Sample.of("Name a river.", "Rhine.", category="geography"), Sample.of("Add", "4", input="2 + 2")]
     method = get_method("larf")(layer=5, alphas=(0.1, 0.2))
-    job = Job(method, samples, tmp_path / "weights", SMOLLM2, COMPUTE, 7)
+    job = Job(method=method, samples=samples, weights=tmp_path / "weights", spec=SMOLLM2, compute=COMPUTE, seed=7)
     write_job(tmp_path, job)
     assert {f.name for f in tmp_path.iterdir()} == {"job.json", "samples.parquet"}
-    assert read_job(tmp_path) == job
+    assert Job.read(tmp_path) == job
 
 
 def test_the_hubs_commit_is_recorded(tmp_path):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from baselines import Sample
+from baselines import Sample, get_method
 from baselines.regularizer import build_regularizer
 from eval.errors import KeelBenchError
 from eval.records import Completion, Prompt
@@ -97,6 +97,29 @@ def test_a_device_map_gives_the_same_model(model):
     ids = torch.arange(5, 12)[None]
     with torch.no_grad():
         assert torch.equal(mapped(ids).logits, plain(ids).logits)
+
+
+def test_a_device_map_that_spreads_reads_each_block_where_it_belongs(tokenizer, tmp_path, monkeypatch):
+    """Memory for a part of the model alone: accelerate leaves the rest on the disk, its second device here."""
+    accelerate = pytest.importorskip("transformers.integrations.accelerate")
+    folder = tmp_path / "tiny"
+    tiny_model("llama", tied=False, layers=4).bfloat16().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    plain, _ = load(folder, SMOLLM2, COMPUTE)
+    matrix, block = (sum(p.nbytes for p in m.parameters()) for m in (plain.lm_head, plain.model.layers[0]))
+    room = 2 * matrix + 2.5 * block  # the embedding, two blocks, and place to bring the largest of the others to
+    monkeypatch.setattr(accelerate, "get_max_memory", lambda asked=None: {"cpu": room})
+    mapped, _ = load(folder, SMOLLM2, replace(COMPUTE, device_map="auto"))
+    places = mapped.hf_device_map
+    assert {places["model.embed_tokens"], places["model.layers.1"]} == {"cpu"}
+    assert {places["model.layers.2"], places["model.layers.3"], places["lm_head"]} == {"disk"}
+    assert mapped.model.layers[3].mlp.up_proj.weight.device.type == "meta"
+    ids = torch.arange(5, 12)[None]
+    with torch.no_grad():
+        assert torch.equal(mapped(ids).logits, plain(ids).logits)
+    samples = [Sample.of("Name a river.", "Rhine.")]
+    scores = [get_method("larf")(layer=3).score(model, tokenizer, samples).score for model in (mapped, plain)]
+    assert scores[0] == scores[1]
 
 
 def test_qlora_without_its_library_is_refused(monkeypatch):

@@ -14,9 +14,9 @@ from eval.judges.asking import Reply
 from eval.judges.server import Server
 from eval.metrics import safety_rates
 from eval.records import Completion, Prompt, content_id
-from suite.pipeline import completion_rows
 from suite.records import RunRecord, write_record
 from suite.results import collect
+from suite.run_tables import completion_rows
 from suite.stages.judging import judge_completions, score_means
 from suite.statistics.compare import compare, write_differences
 from suite.statistics.outcomes import points_of
