@@ -2,6 +2,7 @@
 
 python -m suite.reproduce --jobs 2 scale=laptop tracking=disabled # make papers: two at a time, which share the cores
 python -m suite.reproduce larf_table1 vcl_table3 scale=laptop     # only these, one after the other
+python -m suite.reproduce scale=laptop seed=42                    # vcl_table1, which has no seed, goes without it
 """
 
 import argparse
@@ -9,10 +10,11 @@ import importlib
 import json
 import multiprocessing
 import os
+import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from multiprocessing.connection import wait
@@ -21,7 +23,7 @@ from typing import Any
 
 from eval.errors import KeelBenchError, UnknownNameError
 from suite import entry
-from suite.configuration.experiments import entry_point, names
+from suite.configuration.experiments import entry_point, names, sweep_config
 from suite.configuration.overrides import check_names
 from suite.paths import conf_dir
 
@@ -61,13 +63,13 @@ class Experiment:
     """One experiment in a child of this process, which has imported the libraries; what it prints lies beside its
     sweep."""
 
-    def __init__(self, name: str, overrides: Sequence[str], runs: Path, threads: int | None):
+    def __init__(self, name: str, overrides: Sequence[str], runs: Path):
         self.name = name
         self.sweep = runs / f"{datetime.now(UTC):%Y-%m-%d_%H-%M-%S}_{name}"
         self.sweep.mkdir(parents=True)
         self._start = time.perf_counter()
         self._child: Any = multiprocessing.get_context("fork").Process(
-            target=_child, args=(name, list(overrides), self.sweep, threads)
+            target=_child, args=(name, list(overrides), self.sweep)
         )
         self._child.start()
         self.ended = self._child.sentinel
@@ -82,27 +84,43 @@ class Experiment:
         )
 
 
-def run_experiments(names: Sequence[str], overrides: Sequence[str], runs: Path, jobs: int) -> Iterator[Outcome]:
+def shared_out(overrides: Sequence[str], experiments: Sequence[str]) -> dict[str, list[str]]:
+    """Each experiment's overrides: those whose setting its entry point has, whether or not its other settings fit.
+
+    Raises:
+        KeelBenchError: a setting that none of the experiments has.
+    """
+    known: dict[str, set[str]] = {}
+    for name in experiments:
+        if (entry_module := entry_point(name)) not in known:
+            known[entry_module] = {"hydra", *map(str, sweep_config(name))}
+    settings = {override: re.split("[./@]", override.lstrip("+~").split("=")[0])[0] for override in overrides}
+    everything = set().union(*known.values())
+    if wrong := [str(UnknownNameError("setting", s, everything)) for s in settings.values() if s not in everything]:
+        raise KeelBenchError("\n".join(wrong))
+    return {name: [o for o in overrides if settings[o] in known[entry_point(name)]] for name in experiments}
+
+
+def run_experiments(given: Mapping[str, Sequence[str]], runs: Path, jobs: int) -> Iterator[Outcome]:
     """What became of each, as they end; ``jobs`` of them at a time, which share the cores. One that reads another's
-    runs waits for it."""
-    waiting, going = list(names), dict[Any, Experiment]()
-    threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
+    runs waits for it.
+
+    Args:
+        given: every experiment's overrides.
+    """
+    waiting, going = list(given), dict[Any, Experiment]()
     while waiting or going:
         unfinished = {*waiting, *(e.name for e in going.values())}
         ready = [n for n in waiting if not unfinished & {*READS.get(n, ())}]
         for name in ready[: jobs - len(going)]:
             waiting.remove(name)
-            experiment = Experiment(name, overrides, runs, threads)
+            experiment = Experiment(name, given[name], runs)
             going[experiment.ended] = experiment
         for ended in wait(list(going)):
             yield going.pop(ended).outcome()
 
 
-def _child(name: str, overrides: list[str], sweep: Path, threads: int | None) -> None:
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
+def _child(name: str, overrides: list[str], sweep: Path) -> None:
     with (sweep / "output.txt").open("w") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
@@ -152,12 +170,15 @@ def main() -> int:
     arguments = parser.parse_args()
     asked = [a for a in arguments.asked if "=" not in a]
     overrides = [a for a in arguments.asked if "=" in a]
+    if arguments.jobs > 1 and not any(o.startswith("compute.threads=") for o in overrides):
+        overrides.append(f"compute.threads={max(1, (os.cpu_count() or 1) // arguments.jobs)}")
     try:
         known = [name for name in ORDER if name in names()]
         for name in asked:
             if name not in known:
                 raise UnknownNameError("experiment of a paper", name, known)
         check_names(overrides, Path(conf_dir()))
+        given = shared_out(overrides, [n for n in ORDER if n in asked or not asked])
     except KeelBenchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -165,11 +186,12 @@ def main() -> int:
         importlib.import_module(library)
     runs = Path(os.environ.get("SUITE_RUNS", "runs")).resolve()
     outcomes, start = [], time.perf_counter()
-    chosen = [n for n in ORDER if n in asked or not asked]
-    for outcome in run_experiments(chosen, overrides, runs, max(1, arguments.jobs)):
+    for outcome in run_experiments(given, runs, max(1, arguments.jobs)):
         outcomes.append(outcome)
         state = "" if outcome.status == 0 else f"  FAILED ({outcome.status}): {outcome.sweep / 'output.txt'}"
         told = f"{outcome.runs:3} runs, {outcome.computed:4} stages computed, {outcome.found:4} found"
+        if without := [o for o in arguments.asked if o in overrides and o not in given[outcome.name]]:
+            told += f"  (has no {', '.join(without)})"
         print(f"{outcome.name:20} {outcome.seconds:7.1f} s  {told}{state}", flush=True)
     _print_sum(outcomes, time.perf_counter() - start)
     return int(any(outcome.status for outcome in outcomes))

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from eval.errors import KeelBenchError
 from suite.machine import job_alive, process_start
@@ -70,9 +70,12 @@ def carry_out(config: DictConfig, work: Callable[[dict[str, Any], Path, str], st
         resolved.pop("resources", None)  # the launcher's
         run_id = work({str(k): v for k, v in resolved.items()}, folder, sweep)
     except (KeelBenchError, OmegaConfBaseException) as error:
-        for line in str(error).splitlines():
+        told = str(error)
+        if isinstance(error, MissingMandatoryValue):
+            told = f"{error.full_key} has no value; name one: {error.full_key}=..."
+        for line in told.splitlines():
             log.error("%s", line)
-        mark(folder, "failed", task=task, error=str(error))
+        mark(folder, "failed", task=task, error=told)
     except Exception as error:
         with contextlib.suppress(OSError):  # the error itself may be a full disk
             (folder / "traceback.txt").write_text(traceback.format_exc())

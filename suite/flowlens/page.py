@@ -9,6 +9,7 @@ from jinja2 import ChoiceLoader, PackageLoader
 from suite.flowlens import plots
 from suite.quality.plots import heat_map
 from suite.report.page import environment, now, write
+from suite.report.published import sections as published_sections
 from suite.storage.tables import read_table
 
 Row = dict[str, Any]
@@ -76,9 +77,12 @@ def _shown(value: Any) -> str:
 
 
 def write_sections(path: Path, **content: Any) -> Path:
-    """Write a page of a heading, facts, sections of plots and a table, and return its path."""
+    """Write a page of a heading, facts, sections of plots, published figures beside those in the page's folder where
+    its experiment has some, and a table, and return its path."""
     found = environment()
     assert found.loader is not None
     found.loader = ChoiceLoader([PackageLoader("suite.flowlens", ""), found.loader])
     place = "/".join(path.resolve().parent.parts[-2:])
-    return write(path, found.get_template("flowlens.html.j2").render(**content, place=place, written=now()))
+    published = published_sections([], path.parent)
+    page = found.get_template("flowlens.html.j2").render(**content, published=published, place=place, written=now())
+    return write(path, page)

@@ -4,12 +4,14 @@ Hydra reads ``method=larf,gradsafe`` as two runs to be swept; here it is two vot
 section of its own (``+method@methods.larf=larf``), and ``scorer=`` a second model's section.
 """
 
+import re
 from collections.abc import Sequence
 
 from baselines.registry import get_method
 from eval.errors import KeelBenchError
 
 DEFAULT = "larf"
+_FILE = re.compile(r"[^=-][^=]*\.(jsonl|json|csv|tsv|parquet)(\.gz)?")
 
 
 def translated(arguments: Sequence[str]) -> list[str]:
@@ -17,7 +19,8 @@ def translated(arguments: Sequence[str]) -> list[str]:
 
     Raises:
         UnknownNameError: no such method.
-        KeelBenchError: a method that does not score, or an option of one method where several vote.
+        KeelBenchError: a file without ``dataset.path=``, a method that does not score, or an option of one method where
+            several vote.
     """
     methods: list[str] = []
     options: list[str] = []
@@ -26,6 +29,10 @@ def translated(arguments: Sequence[str]) -> list[str]:
     sections = False  # in Hydra's own terms already
     for argument in arguments:
         key, _, value = argument.partition("=")
+        if _FILE.fullmatch(argument):
+            raise KeelBenchError(
+                f"{argument}: the file to purify is named dataset.path={argument}, the new one out=..."
+            )
         if argument.startswith("-") or "=" not in argument:
             rest.append(argument)
         elif key == "method":

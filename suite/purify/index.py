@@ -222,7 +222,7 @@ def chunks(reader: Reader, index: Index, size: int | None) -> Iterator[list[Samp
 
 
 def _told(name: str, kinds: Counter[str], first: dict[str, list[BadRow]]) -> str:
-    told = [f"{kinds.total():,} rows of {name} cannot be scored:"]
+    told = [f"{kinds.total():,} row{'s' * (kinds.total() > 1)} of {name} cannot be scored:"]
     for kind, rows in first.items():
         told.append(f"  {kinds[kind]:,} {kind}: {rows[0].message}")
         if kinds[kind] > 1:

@@ -14,7 +14,7 @@ from suite.purify.plan import PurifyPlan
 from suite.stages.data import load_prompts
 from suite.stages.generation import check_backend
 from suite.stages.judging import with_weights
-from suite.stages.models import locate
+from suite.stages.scoring import missing_files
 
 log = logging.getLogger(__name__)
 
@@ -77,16 +77,7 @@ def check(plan: PurifyPlan, *, files_only: bool = False) -> Inputs:
                 told()
             except KeelBenchError as error:
                 problems.append(str(error))
-    for model in () if files_only else plan.models:
-        try:
-            locate(model)
-        except KeelBenchError as error:
-            problems.append(str(error))
-    for name, method in plan.methods.items():
-        try:
-            method.calibration()  # reads the method's own files
-        except KeelBenchError as error:
-            problems.append(f"methods.{name}: {error}")
+    problems += missing_files(() if files_only else plan.models, plan.methods)
     try:
         if plan.check.controls:
             check_controls_apart(plan.methods)

@@ -1,11 +1,14 @@
-"""Why a row was dropped, as far as a reader can be told: the known harmful request that it lies nearest to.
+"""Why a row was dropped, as far as a reader can be told: the known harmful request that its own lies nearest to.
 
-Read where the scores are: LARF's layer where LARF votes, else the last block, at the end-of-turn token.
+Requests are compared, behind the last block at the last token before the answer. At the end of the answer, where some
+methods read their scores, the rows' nearest anchors are of the right category no more often than by chance
+(docs/purify.md), and reading answers takes several times as long.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -21,10 +24,13 @@ from suite.stages.data import ids_key
 from suite.stages.models import LoadedModel
 from suite.storage.cache import Entry, StageCache
 
+if TYPE_CHECKING:
+    import torch
+
 
 @dataclass(frozen=True)
 class Nearest:
-    """An anchor whose request and compliant answer a sample is most alike."""
+    """The anchor whose request is most like a sample's."""
 
     anchor: AnchorPair
     likeness: float  # cosine of the two states, both less the anchors' mean
@@ -46,36 +52,34 @@ def nearest_anchors(
     readers = [m for m in methods.values() if m.uses_model]
     if not readers or not samples:
         return {}, []
-    chosen = next((m for m in readers if m.name == "larf"), readers[0])
-    anchors = load_anchors(getattr(chosen, "anchors", None))
-    layer = getattr(chosen, "layer", None) if chosen.name == "larf" else None
+    files = (getattr(method, "anchors", None) for method in readers)
+    anchors = load_anchors(next((file for file in files if file is not None), None))
 
     def compute_stage(out: Path) -> int:
         with progress("looking up nearest anchors", len(samples)) as advance:
             engine = Engine(
                 tokens_per_batch=compute.scoring_tokens_per_batch, max_length=compute.max_length, on_progress=advance
             )
-            places, likeness = _nearest(samples, anchors, model, layer, engine)
+            places, likeness = _nearest(samples, anchors, model, engine)
         pq.write_table(pa.table({"anchor": places, "likeness": likeness}), out / "nearest.parquet")
         return 0
 
     inputs = {
         "samples": ids_key([s.id for s in samples]),
         "anchors": ids_key([content_id(a.instruction, a.compliance) for a in anchors]),
-        "layer": layer,
         "model": model.weights.key,
         "dtype": model.spec.dtype,
         "attention": model.spec.attention,
         "max_length": compute.max_length,
     }
-    entry = cache.entry("nearest_anchors", "1", inputs, compute_stage, f"({len(samples)} samples)")
+    entry = cache.entry("nearest_anchors", "2", inputs, compute_stage, f"({len(samples)} samples)")
     table = pq.read_table(entry.path / "nearest.parquet").to_pydict()
     pairs = zip(samples, table["anchor"], table["likeness"], strict=True)
     return {s.id: Nearest(anchors[place], likeness) for s, place, likeness in pairs}, [entry]
 
 
 def _nearest(
-    samples: Sequence[Sample], anchors: Sequence[AnchorPair], model: LoadedModel, layer: int | None, engine: Engine
+    samples: Sequence[Sample], anchors: Sequence[AnchorPair], model: LoadedModel, engine: Engine
 ) -> tuple[np.ndarray, np.ndarray]:
     """``(number of the nearest anchor, likeness)``, [n] each."""
     import torch
@@ -87,28 +91,25 @@ def _nearest(
 
     subject, tokenizer = model.get()
     chat = ChatFormat(tokenizer)
-    layers = [len(blocks(subject)) if layer is None else layer + 1]
 
-    def states(
-        texts: Sequence[tuple[str, str]], engine: Engine, reduce: "torch.Tensor | None" = None
-    ) -> "torch.Tensor":
-        """States [n, hidden]; with ``reduce`` (mean, then unit anchors) likeness and place of the best, [n, 2]."""
-        out = torch.empty(len(texts), subject.config.hidden_size if reduce is None else 2)
+    def states(texts: Sequence[tuple[str, str]], engine: Engine) -> Iterator[tuple[list[int], "torch.Tensor"]]:
+        """Places among the texts, and states [batch, hidden]."""
 
         def encode(index: int) -> tuple[Sequence[int], int]:
             conversation = chat.conversation(*texts[index], max_length=engine.max_length)
-            return conversation.ids, min(conversation.end_of_turn, len(conversation.ids) - 1)
+            return conversation.ids, conversation.prompt_length - 1
 
-        for reading in read_states(subject, len(texts), encode, layers, engine=engine):
-            found = reading.states[:, 0]
-            if reduce is not None:
-                best = (normalize(found - reduce[0], dim=-1) @ reduce[1:].T).max(dim=1)
-                found = torch.stack([best.values, best.indices.float()], dim=1)
-            out[reading.indices] = found
-        return out
+        for reading in read_states(subject, len(texts), encode, [len(blocks(subject))], engine=engine):
+            yield reading.indices, reading.states[:, 0]
 
-    references = states([(a.instruction, a.compliance) for a in anchors], Engine(max_length=engine.max_length))
+    quiet = Engine(tokens_per_batch=engine.tokens_per_batch, max_length=engine.max_length)  # the bar counts samples
+    references = torch.empty(len(anchors), subject.config.hidden_size)
+    for indices, found in states([(a.instruction, a.compliance) for a in anchors], quiet):
+        references[indices] = found
     mean = references.mean(0)
-    reduce = torch.cat([mean[None], normalize(references - mean, dim=-1)])
-    found = states([(s.prompt, s.response) for s in samples], engine, reduce).numpy()
-    return found[:, 1].astype(np.int64), found[:, 0].astype(np.float64)
+    directions = normalize(references - mean, dim=-1).T
+    places, likeness = np.empty(len(samples), np.int64), np.empty(len(samples))
+    for indices, found in states([(s.prompt, s.response) for s in samples], engine):
+        best = (normalize(found - mean, dim=-1) @ directions).max(dim=1)
+        places[indices], likeness[indices] = best.indices.numpy(), best.values.numpy()
+    return places, likeness

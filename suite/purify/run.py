@@ -93,7 +93,7 @@ def _find(plan: PurifyPlan, inputs: Inputs, cache: StageCache) -> Findings:
     trust = checks.examine(plan, voters, ids, characters, inputs.prompts, model, cache)
     entries += [*(e for v in voters.values() for e in v.entries), *trust.entries]
     told = checks.warnings(plan.check, {name: v.method for name, v in voters.items()}, trust)
-    told += _about_rows(index, decision)
+    told += _about_rows(index, decision, plan.duplicates)
 
     by_rank = np.argsort(decision.rank)
     gone, stays = by_rank[decision.dropped[by_rank]], by_rank[~decision.dropped[by_rank]]
@@ -144,7 +144,7 @@ def _find(plan: PurifyPlan, inputs: Inputs, cache: StageCache) -> Findings:
     )
 
 
-def _about_rows(index: Index, decision: Decision) -> list[str]:
+def _about_rows(index: Index, decision: Decision, duplicates: str) -> list[str]:
     """Warnings that the rows themselves give cause for."""
     told = []
     if not decision.dropped.any():
@@ -165,7 +165,7 @@ def _about_rows(index: Index, decision: Decision) -> list[str]:
             "more than 1 % of the rows). "
             "The anchors are English, so scores of other languages are not comparable with those of English rows."
         )
-    if index.copies:
+    if index.copies and duplicates == "keep":
         told.append(f"{index.copies:,} rows have the very text of an earlier row (duplicates=drop leaves them out).")
     return told
 

@@ -61,7 +61,7 @@ class JsonLines:
         try:
             text = raw.decode("utf-8-sig" if line == 1 else "utf-8")
         except UnicodeDecodeError as error:
-            return Row(line, None, DataError(self.path, f"not UTF-8 (byte 0x{raw[error.start]:02x})", line))
+            return Row(line, None, _not_utf8(self.path, error, line))
         try:
             return _object(self.path, line, json.loads(text))
         except (ValueError, RecursionError) as error:
@@ -99,7 +99,7 @@ class JsonArray:
             return data.decode()
         except UnicodeDecodeError as error:
             line = data[: error.start].count(b"\n") + 1
-            raise DataError(self.path, f"not UTF-8 (byte 0x{data[error.start]:02x})", line) from error
+            raise _not_utf8(self.path, error, line) from error
 
     def _elements(self, text: str) -> Iterator[tuple[int, int, Any]]:
         """``(start, end, value)`` of every element; what stands between two of them is a comma and white space."""
@@ -160,7 +160,7 @@ class Delimited:
                 try:
                     pending.append(raw.decode())
                 except UnicodeDecodeError as error:
-                    raise DataError(self.path, f"not UTF-8 (byte 0x{raw[error.start]:02x})", line) from error
+                    raise _not_utf8(self.path, error, line) from error
                 yield pending[-1].removeprefix(_BOM) if line == 1 else pending[-1]
 
         with reading(self.path) as handle:
@@ -215,3 +215,8 @@ def _reason(error: Exception) -> str:
 def _refuse_utf16(path: Path, head: bytes) -> None:
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise DataError(path, f"UTF-16, not UTF-8: `iconv -f UTF-16 -t UTF-8 {path.name} > new` converts it", 1)
+
+
+def _not_utf8(path: Path, error: UnicodeDecodeError, line: int) -> DataError:
+    convert = f"if it is Latin-1, `iconv -f LATIN1 -t UTF-8 {path.name} > new` converts it"
+    return DataError(path, f"not UTF-8 (byte 0x{error.object[error.start]:02x}); {convert}", line)

@@ -19,8 +19,8 @@ from suite.quality.mixture import Mixture, check_anchors, load_planted, plant
 from suite.quality.page import write_page
 from suite.quality.plan import QualityPlan
 from suite.stages.data import load_data
-from suite.stages.models import LoadedModel, locate, prepare
-from suite.stages.scoring import Scored, score
+from suite.stages.models import LoadedModel, prepare
+from suite.stages.scoring import Scored, missing_files, score
 from suite.storage.cache import Entry, StageCache, fingerprint
 from suite.storage.tables import write_table
 from suite.tracking.run import Tracker
@@ -47,16 +47,7 @@ def check(plan: QualityPlan, *, files_only: bool = False) -> Mixture:
         check_anchors(plan.methods, planted)
     except KeelBenchError as error:
         problems.append(str(error))
-    try:
-        if not files_only:
-            locate(plan.model)
-    except KeelBenchError as error:
-        problems.append(str(error))
-    for name, method in plan.methods.items():
-        try:
-            method.calibration()  # reads the method's own files
-        except KeelBenchError as error:
-            problems.append(f"methods.{name}: {error}")
+    problems += missing_files([] if files_only else [plan.model], plan.methods)
     if problems or mixture is None:
         raise KeelBenchError("\n".join(problems))
     return mixture

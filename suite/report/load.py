@@ -97,17 +97,17 @@ class Run:
         return next((s.split("/", 1)[1] for s in self.stages if s.startswith("scores/")), "")
 
 
-def load_sweep(sweep: Path) -> tuple[list[Run], list[Failure]]:
-    """All runs at or below ``sweep``, in run order.
+def load_sweep(*sweeps: Path) -> tuple[list[Run], list[Failure]]:
+    """All runs at or below the folders, in run order; of several sweeps as if they were one.
 
     Raises:
         KeelBenchError: there is none, neither finished nor failed.
     """
-    found = {f.parent for file in ("record.json", "status.json") for f in sweep.rglob(file)}
+    found = {f.parent: sweep for sweep in sweeps for file in ("record.json", "status.json") for f in sweep.rglob(file)}
     runs: list[Run] = []
     failures: list[Failure] = []
     for folder in sorted(found, key=lambda f: [_natural(p) for p in f.parts]):
-        place = str(folder.relative_to(sweep))
+        place = str(folder.relative_to(found[folder] if len(sweeps) == 1 else found[folder].parent))
         status = _status(folder)
         task = str(status.get("task", ""))
         try:
@@ -122,7 +122,7 @@ def load_sweep(sweep: Path) -> tuple[list[Run], list[Failure]]:
         else:
             runs.append(Run(folder, place, row, task))
     if not found:
-        raise KeelBenchError(f"no run under {sweep}; start one with `python -m suite`")
+        raise KeelBenchError(f"no run under {', '.join(map(str, sweeps))}; start one with `python -m suite`")
     _hide_paths([*runs, *failures])
     _name(runs)
     return runs, failures

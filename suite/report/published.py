@@ -59,16 +59,17 @@ class Section:
         return list(groups.items())
 
 
-def sections(runs: Sequence[Run], sweep: Path) -> list[Section]:
+def sections(runs: Sequence[Run], *sweeps: Path) -> list[Section]:
     """One a published table that the jobs' experiments are named after; none for other sweeps."""
-    asked = dict.fromkeys(name for status in sorted(sweep.rglob("status.json")) for name in experiments_of(status))
+    jobs = [status for sweep in sweeps for status in sorted(sweep.rglob("status.json"))]
+    asked = dict.fromkeys(name for status in jobs for name in experiments_of(status))
     run_ids = [str(run.row.get("run_id")) for run in runs]
-    return [section(tables()[name], sweep, run_ids) for name in asked if name in tables()]
+    return [section(tables()[name], sweeps, run_ids) for name in asked if name in tables()]
 
 
-def section(table: PublishedTable, sweep: Path, run_ids: Sequence[str] = ()) -> Section:
-    """``table`` with the figures of the sweep in ``sweep``."""
-    ours = sweep_rows(table, sweep)
+def section(table: PublishedTable, sweeps: Sequence[Path], run_ids: Sequence[str] = ()) -> Section:
+    """``table`` with the figures of the sweeps in these folders."""
+    ours = sweep_rows(table, *sweeps)
     rows = compare(table, ours)
     numbers: dict[str, tuple[int, ...]] = {}
     for number, run_id in enumerate(run_ids, start=1):

@@ -14,15 +14,16 @@ from suite.statistics.outcomes import points_of
 from suite.statistics.terminal import shown_p, shown_smallest, why_not
 
 
-def render(sweep: Path, form: str) -> str:
-    """The sweep's comparison as ``form``, md, latex or csv, and behind it published figures with ours.
+def render(sweeps: Sequence[Path], form: str) -> str:
+    """The comparison as ``form``, md, latex or csv, and behind it published figures with ours; several sweeps, such as
+    one a seed, count as one.
 
     Raises:
         KeelBenchError: there is no run, neither finished nor failed.
     """
-    runs, _ = load_sweep(sweep)
+    runs, _ = load_sweep(*sweeps)
     found = compare(points_of(runs))
-    papers = sections(runs, sweep)
+    papers = sections(runs, *sweeps)
     if papers and not runs:  # of another entry point: FlowLens, drift, lexical diversity
         return "\n".join({"md": markdown, "latex": latex, "csv": as_csv}[form](papers))
     comparison = {"md": _markdown, "latex": _latex, "csv": _csv}[form](runs, found)

@@ -11,6 +11,7 @@ from pathlib import Path
 from baselines.records import Sample
 from baselines.regularizer import Regularizer
 from eval.flops import Work
+from eval.memory import free_memory
 from suite.plan import LoraRecipe, Recipe
 from suite.stages.data import ids_key
 from suite.stages.models import LoadedModel
@@ -184,4 +185,7 @@ def _tune(model: LoadedModel, job: Job, unfinished: Unfinished) -> Work:
     else:
         base, tokenizer = load_base(job)
     model.drop()  # the adapters live in the base model's modules; whoever needs it next loads it clean
-    return train(job, base, tokenizer, unfinished=unfinished if resumable else None)
+    done = train(job, base, tokenizer, unfinished=unfinished if resumable else None)
+    del base
+    free_memory()  # the Trainer's cycles would keep the model until the collector comes by, beside the next one
+    return done

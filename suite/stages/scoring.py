@@ -2,23 +2,41 @@
 
 import json
 import shutil
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from baselines.method import Engine, Method
 from baselines.records import Scores
+from eval.errors import KeelBenchError
 from eval.flops import Work
 from suite.conditions import devices
 from suite.machine import kept_memory
-from suite.plan import ComputeSpec
+from suite.plan import ComputeSpec, ModelSpec
 from suite.progress import progress
 from suite.stages.data import Data
-from suite.stages.models import LoadedModel
+from suite.stages.models import LoadedModel, locate
 from suite.stages.score_files import read_scores, write_scores
 from suite.stages.scoring_ranks import Job, processes, score_over_processes
 from suite.storage.cache import Entry, StageCache
 from suite.storage.unfinished import Unfinished, without_checksum
+
+
+def missing_files(models: Iterable[ModelSpec], methods: Mapping[str, Method]) -> list[str]:
+    """Why the models or the methods cannot be read, a line each; nothing is loaded."""
+    problems = []
+    for model in models:
+        try:
+            locate(model)
+        except KeelBenchError as error:
+            problems.append(str(error))
+    for name, method in methods.items():
+        try:
+            method.calibration()  # reads the method's own files
+        except KeelBenchError as error:
+            problems.append(f"methods.{name}: {error}")
+    return problems
 
 
 @dataclass(frozen=True)

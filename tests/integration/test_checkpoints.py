@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pandas as pd
-import pytest
 
 from suite.pipeline import run
 from tests.helpers import plan
@@ -12,13 +11,6 @@ from tests.helpers import plan
 SMALL = ("model/align=none", "train.epochs=2", "eval.limit=4", "eval.max_new_tokens=8", "selection.k=12",
          "method=random", "dataset.limit=40", "benchmark=[mini_harmful,mini_overrefusal]",
          "eval.every_limit=2")  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory, smollm2_folder):
-    root = tmp_path_factory.mktemp("cache")
-    (root / "model").symlink_to(smollm2_folder.parent)
-    return root
 
 
 def go(cache: Path, folder: Path, *overrides: str):

@@ -13,14 +13,6 @@ SMALL = ("model/align=none", "dataset.limit=40", "share=0.2", "tracking=offline"
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory, smollm2_folder):
-    """A cache of its own that already holds the materialised model."""
-    root = tmp_path_factory.mktemp("cache")
-    (root / "model").symlink_to(smollm2_folder.parent)
-    return root
-
-
-@pytest.fixture(scope="module")
 def sweep(cache, tmp_path_factory):
     """Two points, in the second of which LARF asks for a block that the model does not have: ``(process, folder)``."""
     runs = tmp_path_factory.mktemp("runs")

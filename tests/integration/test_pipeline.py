@@ -16,14 +16,6 @@ SMALL = ("model/align=none", "train.epochs=1", "eval.limit=4", "eval.max_new_tok
          "tracking=offline")  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory, smollm2_folder):
-    """A cache of its own that already holds the materialised model."""
-    root = tmp_path_factory.mktemp("cache")
-    (root / "model").symlink_to(smollm2_folder.parent)
-    return root
-
-
 def go(cache: Path, folder: Path, *overrides: str):
     folder.mkdir(parents=True)
     return run(plan(None, f"paths.cache={cache}", *SMALL, *overrides), folder, "sweep")

@@ -16,14 +16,6 @@ SMALL = ("model/align=none", "eval.max_new_tokens=8", "eval.limit=2", "check.pro
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory, smollm2_folder):
-    """A cache of its own that already holds the materialised model."""
-    root = tmp_path_factory.mktemp("cache")
-    (root / "model").symlink_to(smollm2_folder.parent)
-    return root
-
-
-@pytest.fixture(scope="module")
 def purified(cache, tmp_path_factory):
     """``(process, folder)`` of 24 benign and 6 planted rows, 6 to go, the model unaligned."""
     folder = tmp_path_factory.mktemp("data")
@@ -98,7 +90,7 @@ def test_help_loads_no_torch():
 @pytest.mark.parametrize(
     ("arguments", "message", "status"),
     [
-        (["keep=0.8", "out=x.jsonl"], "dataset.path", 1),
+        (["keep=0.8", "out=x.jsonl"], "dataset.path has no value; name one: dataset.path=...", 1),
         (["method=laff", "keep=0.8"], "Did you mean 'larf'", 2),
         (["method=full", "keep=0.8"], "method=full does not score samples", 2),
         (["dataset.path=/no/such.jsonl", "keep=0.8", "out=x.jsonl"], "no such file", 1),

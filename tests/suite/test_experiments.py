@@ -17,7 +17,7 @@ from suite.flowlens.plan import flowlens_plan
 from suite.papers.published import table
 from suite.paths import conf_dir
 from suite.plan import plan_from_config
-from suite.reproduce import ORDER, READS
+from suite.reproduce import ORDER, READS, shared_out
 from tests.helpers import compose
 
 PLANS = {
@@ -139,6 +139,18 @@ def test_everything_is_reproduced_and_nothing_before_what_it_needs():
     for name, firsts in READS.items():
         assert all(ORDER.index(first) < ORDER.index(name) for first in firsts)
     assert NEEDS.items() <= {name: first for name, (first, *_) in READS.items()}.items()
+
+
+def test_an_override_goes_to_the_experiments_that_have_its_setting():
+    given = shared_out(["seed=42", "scale=laptop", "eval.limit=4", "model/align=none"], ORDER)
+    assert list(given) == list(ORDER)
+    assert given["vcl_table1"] == ["scale=laptop"]  # lexical diversity knows no seed, no answers and no model
+    assert given["larf_fig17"] == given["flowlens_fig2"] == ["seed=42", "scale=laptop", "model/align=none"]
+    assert given["larf_table1"] == ["seed=42", "scale=laptop", "eval.limit=4", "model/align=none"]
+    with pytest.raises(KeelBenchError, match=r"unknown setting 'sede'.*'seed'"):
+        shared_out(["sede=42"], ORDER)
+    with pytest.raises(KeelBenchError, match="unknown setting 'eval'"):
+        shared_out(["eval.limit=4"], ["vcl_table1"])
 
 
 def test_table_1_runs_every_published_cell_under_the_papers_protocol():

@@ -135,6 +135,7 @@ def plan(folder, *overrides):
 def test_a_run_leaves_tables_arrays_and_a_page_and_is_found_again(models, tmp_path):
     (tmp_path / "0").mkdir()
     (tmp_path / "1").mkdir()
+    (tmp_path / "0" / "status.json").write_text('{"task": "+experiment=flowlens_stability,seed=1"}')
     benchmarks = "benchmark=[mini_overrefusal,mini_harmful]"
     run(plan(models / "a", benchmarks, "stability=true"), tmp_path / "0", "s")
     run(plan(models / "b", benchmarks, f"reference={tmp_path / '0'}"), tmp_path / "1", "s")
@@ -155,6 +156,7 @@ def test_a_run_leaves_tables_arrays_and_a_page_and_is_found_again(models, tmp_pa
     page = Page(tmp_path / "0" / "flowlens.html")
     assert page.tags.count("figure") == 3 + 1 + 1
     assert not {"script", "img", "link"} & set(page.tags)
+    assert f">{row['stability/projection']:.3f}<" in page.source.split('id="published"')[1]
     # The second run aligns itself with the first.
     (other,) = pd.read_parquet(tmp_path / "1" / "flowlens.parquet").to_dict("records")
     folders = [tmp_path / "0", tmp_path / "1"]

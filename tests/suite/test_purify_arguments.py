@@ -37,6 +37,7 @@ def test_arguments_in_hydras_terms(typed, wanted):
         (["method=laff"], UnknownNameError, "Did you mean 'larf'"),
         (["method=full"], KeelBenchError, "does not score samples"),
         (["method=larf,vcl"], KeelBenchError, "method=vcl does not score"),
+        (["mine.jsonl", "keep=0.8"], KeelBenchError, r"dataset\.path=mine\.jsonl"),
         (["method=larf,gradsafe", "method.layer=3"], KeelBenchError, r"methods\.<name>\.layer"),
     ],
 )

@@ -272,7 +272,7 @@ def test_names_find_sweeps(tmp_path):
 @pytest.mark.parametrize("form", ["md", "latex", "csv"])
 def test_the_table_as_text(tmp_path, form):
     odd = tuple(replace(p, label=f"{p.label}_50%|x", seed=s) for p in DEMO for s in (1, 2))
-    text = render(fake_sweep(tmp_path, odd), form)
+    text = render([fake_sweep(tmp_path, odd)], form)
     means = {r["name"]: r for r in over_seeds(load_sweep(tmp_path / "2025-01-31_12-00-00")[0])}
     top = means["larf-top_50%|x"]["cells"][1]
     if form == "csv":

@@ -8,13 +8,16 @@ from dataclasses import replace
 
 import pytest
 
+from eval.errors import KeelBenchError
 from suite.papers.published import table
 from suite.report import write_report
+from suite.report.__main__ import main as report
 from suite.report.find import find_sweep
 from suite.report.load import load_sweep
 from suite.report.published import flat_rows, sections
 from suite.report.text import render
 from tests.suite.fake_sweep import Point, fake_sweep
+from tests.suite.test_report import Page
 
 POINTS = (
     Point("none", asr=0.06),
@@ -106,19 +109,19 @@ def test_html_leads_from_our_figure_to_its_run_and_md_latex_and_csv_have_the_sam
     figure = line(part, "ours", "llama3", "alpaca", "harmbench")["larf"]
     ours = f"{figure.text} {figure.interval}"
 
-    text = render(sweep, "md")
+    text = render([sweep], "md")
     rows = [r.split(" | ") for r in text.splitlines() if r.startswith("| ")]
     assert "larf\\_table1: Li et al., EMNLP 2025, arXiv 2507.18631, Table 1" in text
     assert any(plain(ours) in plain(cell) for row in rows for cell in row)
     widths = {len(r) for r in rows if "ours" in r or "published" in r}
     assert len(widths) == 1
 
-    tex = render(sweep, "latex")
+    tex = render([sweep], "latex")
     assert tex.count(r"\begin{longtable}{llllrrrrrr}") == tex.count(r"\end{longtable}") == 1
     assert r"\multicolumn{6}{l}{no run with model=qwen2\_5, dataset=dolly}" in tex
     assert f"& {ours} &" in tex
 
-    comparison, paper = render(sweep, "csv").split("\n\n")
+    comparison, paper = render([sweep], "csv").split("\n\n")
     assert {r["point"] for r in csv.DictReader(io.StringIO(comparison))} == {run.name for run in runs}
     cells = list(csv.DictReader(io.StringIO(paper)))
     assert len(cells) == len(part.rows)
@@ -136,8 +139,8 @@ def test_a_sweep_of_no_papers_experiment_has_no_such_section(tmp_path):
     runs, _ = load_sweep(sweep)
     assert sections(runs, sweep) == []
     assert 'id="published"' not in write_report(sweep).read_text()
-    assert "longtable" not in render(sweep, "latex")
-    assert "\n\n" not in render(sweep, "csv").strip()
+    assert "longtable" not in render([sweep], "latex")
+    assert "\n\n" not in render([sweep], "csv").strip()
 
 
 def test_the_experiments_name_finds_the_sweep_and_its_table(sweep, tmp_path):
@@ -165,8 +168,106 @@ def test_a_sweep_of_another_entry_point_has_the_table_alone(tmp_path):
     write_table(
         folder / "flowlens.parquet", [{"run_id": "f", "data": "xstest", "stability/projection": 0.9, "adapter": None}]
     )
-    rows = list(csv.DictReader(io.StringIO(render(folder.parent, "csv"))))
+    rows = list(csv.DictReader(io.StringIO(render([folder.parent], "csv"))))
     found = {row["cell"]: row for row in rows}
     assert float(found["xstest · projection"]["difference"]) == pytest.approx(0.9 - 0.98)
     assert "the paper says only: above" in found["xstest · projection"]["note"]
-    assert render(folder.parent, "md").startswith("flowlens\\_stability: ")
+    assert render([folder.parent], "md").startswith("flowlens\\_stability: ")
+
+
+@pytest.mark.parametrize("form", ["md", "latex", "csv"])
+def test_sweeps_of_one_seed_each_make_the_table_of_a_sweep_over_seeds(form, tmp_path):
+    """Also where a point, as the un-tuned model, stands in both."""
+    seeds = [[replace(p, seed=seed) for p in POINTS[:3]] for seed in (42, 43)]
+    together = as_the_papers(fake_sweep(tmp_path / "both", (*seeds[0], *seeds[1])))
+    apart = [as_the_papers(fake_sweep(tmp_path / str(n), points)) for n, points in enumerate(seeds)]
+    assert render(apart, form) == render([together], form)
+    assert "(2 seeds)" in render(apart, "md")
+    with pytest.raises(KeelBenchError, match=r"no run under .*none, .*nothing"):
+        render([tmp_path / "none", tmp_path / "nothing"], form)
+
+
+def test_several_sweeps_have_no_page(sweep, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["suite.report", str(sweep), str(sweep / "0")])
+    assert report() == 1
+    assert "html is one sweep's page" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", ["suite.report", str(sweep), str(sweep), "--format", "md"])
+    assert report() == 0
+    assert capsys.readouterr().out.startswith("|  | ASR harmbench")
+
+
+def test_the_page_of_another_entry_point_has_the_papers_table(tmp_path):
+    from suite.report.others import write_other
+    from suite.storage.tables import write_table
+
+    folder = tmp_path / "2025-01-31_12-00-00" / "0"
+    folder.mkdir(parents=True)
+    measured = {f"entropy_{n}": 9.0 + n for n in (1, 2, 3)} | {"msttr": 0.8, "distinct_2": 0.4, "distinct_3": 0.6}
+    row = {"run_id": "d", "dataset": "alpaca", "text": "response", "texts": 9, "tokens": 90, "vocabulary": 40}
+    write_table(folder / "diversity.parquet", [{**row, **measured, "segment": 50}])
+    (page,) = write_other(folder.parent)
+    assert 'id="published"' not in page.read_text()
+    (folder / "status.json").write_text(json.dumps({"state": "finished", "task": "+experiment=vcl_table1"}))
+    (page,) = write_other(folder.parent)
+    assert "published" in Page(page).ids
+    shown = page.read_text().split('id="published"')[1]
+    assert "arXiv 2603.13318, Table 1" in shown
+    assert ">18.28<" in shown  # the paper's control, H3
+    assert ">12.00<" in shown  # ours
+    assert "#run-" not in shown  # this page has no runs to lead to
+
+
+def typed(sweep, experiment, changes):
+    """The fake runs, as if they had been typed and had found so."""
+    for folder, (task, row) in zip(sorted(sweep.glob("[0-9]*"), key=lambda f: int(f.name)), changes, strict=True):
+        file = folder / "record.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | row))
+        status = {"state": "finished", "task": f"+experiment={experiment},scale=laptop,{task}"}
+        (folder / "status.json").write_text(json.dumps(status))
+    return sweep
+
+
+def test_larf_table2_at_laptop_scale_fills_task_score_and_attacks(tmp_path):
+    points = [Point(f"{m}-drop_top", m, "drop_top", asr=0.4, seed=s) for s in (42, 43) for m in ("random", "larf")]
+    measured = {"dataset": "alpaca", "asr/directharm4": 0.4}
+    changes = [(f"method={p.method},seed={p.seed}", measured | {"utility/mmlu": 0.2 + p.seed / 1000}) for p in points]
+    sweep = typed(fake_sweep(tmp_path, points), "larf_table2", changes)
+    runs, _ = load_sweep(sweep)
+    (part,) = sections(runs, sweep)
+    for method in ("random", "larf"):
+        ours = line(part, "ours", "alpaca", "mmlu", method)
+        assert (ours["task_score"].text, ours["task_score"].interval) == ("24.25", "[24.20, 24.30]")
+        assert (ours["gpt_asr"].text, ours["gpt_score"].text) == ("40.00", "")  # that judge was not asked
+    other = line(part, "ours", "magicoder", "humaneval", "larf")
+    assert other.endswith("no run with dataset=magicoder, method=larf, selection=drop_top")
+    assert "published" in Page(write_report(sweep)).ids
+
+
+def test_larf_fig4_at_laptop_scale_has_the_measured_layer(tmp_path):
+    found = {"scorer_info": json.dumps({"layer": 24}), "cost/calibration/seconds": 60.0}
+    sweep = typed(
+        fake_sweep(tmp_path, [Point("larf-top", "larf", "top", asr=0.4)]),
+        "larf_fig4",
+        [("method=larf,method.layer=auto,method.alphas=[0.2],method.max_new_tokens=12", found)],
+    )
+    runs, _ = load_sweep(sweep)
+    (part,) = sections(runs, sweep)
+    assert line(part, "ours", "smollm2")["layer"].text == "24"
+    assert line(part, "published", "qwen2_5")["layer"].text == "18"
+    assert "published" in Page(write_report(sweep)).ids
+
+
+def test_vcl_sensitivity_has_a_row_a_setting_over_its_seeds(tmp_path):
+    settings = [f"regularizer.k={k},regularizer.weight={w}" for k in (1, 3) for w in (5.0, 50.0)]
+    runs = [(setting, seed) for seed in (42, 100) for setting in settings]
+    sweep = typed(
+        fake_sweep(tmp_path, [Point("vcl", "vcl", "all", asr=0.4, seed=seed) for _, seed in runs]),
+        "vcl_sensitivity",
+        [(f"method=vcl,{setting},regularizer.window=[0.3,0.5],seed={seed}", {}) for setting, seed in runs],
+    )
+    table_of = render([sweep], "md").split("\n\n")[0].splitlines()
+    names = [row.split(" | ")[0].replace("\\", "") for row in table_of[2:]]
+    wanted = [f"| vcl · {setting.replace(',', ' · ')} (2 seeds)" for setting in settings]
+    assert names == wanted
+    assert "±" in table_of[2]
+    assert sections(load_sweep(sweep)[0], sweep) == []  # the paper has no such table
