@@ -9,7 +9,8 @@ from torch.nn.functional import cross_entropy
 from baselines.records import Sample
 from eval.chat import ChatFormat
 from eval.errors import KeelBenchError
-from suite.training.fine_tune import StepSortedSampler, attach_lora, fine_tune
+from suite.training.data import StepSortedSampler
+from suite.training.fine_tune import attach_lora, fine_tune
 from tests.helpers import plan, tiny_model
 
 SAMPLES = [
