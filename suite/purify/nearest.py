@@ -52,7 +52,8 @@ def nearest_anchors(
     readers = [m for m in methods.values() if m.uses_model]
     if not readers or not samples:
         return {}, []
-    anchors = load_anchors(next((m.anchors for m in readers if getattr(m, "anchors", None) is not None), None))
+    own = (getattr(method, "anchors", None) for method in readers)
+    anchors = load_anchors(next((path for path in own if path is not None), None))
 
     def compute_stage(out: Path) -> int:
         with progress("looking up nearest anchors", len(samples)) as advance:
