@@ -95,7 +95,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, Launcher() as launcher:
         model = make_model(Path(folder) / "model")
         outcome = kill_at_random(launcher, model, Path(folder), kills=options.kills, seed=options.seed)
-    print(json.dumps(asdict(outcome), indent=1))
+    print(json.dumps({**asdict(outcome), "moments": dict(outcome.moments)}, indent=1))  # asdict miscounts a Counter
     lost = [outcome.different, outcome.left_behind, outcome.not_gone]
     if outcome.rows_lost or any(lost):
         raise SystemExit(1)
