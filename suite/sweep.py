@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from eval.errors import KeelBenchError
+from suite.configuration.overrides import no_value
 from suite.machine import job_alive, process_start
 from suite.storage.durable import replace_text
 
@@ -72,7 +73,7 @@ def carry_out(config: DictConfig, work: Callable[[dict[str, Any], Path, str], st
     except (KeelBenchError, OmegaConfBaseException) as error:
         told = str(error)
         if isinstance(error, MissingMandatoryValue):
-            told = f"{error.full_key} has no value; name one: {error.full_key}=..."
+            told = no_value(error.full_key)
         for line in told.splitlines():
             log.error("%s", line)
         mark(folder, "failed", task=task, error=told)

@@ -28,6 +28,11 @@ def check_names(arguments: Sequence[str], conf: Path) -> None:
         raise KeelBenchError("\n".join(problems))
 
 
+def no_value(key: str | None) -> str:
+    """What is said of a setting that has to be given (``???`` in ``conf``)."""
+    return f"{key} has no value; name one: {key}=..."
+
+
 def _names(value: str) -> list[str]:
     """The plain names in a value; sweeps such as ``glob(*)`` and interpolations are Hydra's to resolve."""
     if "(" in value or "$" in value:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from eval.errors import KeelBenchError
+from suite.configuration.overrides import no_value
 from suite.paths import conf_dir
 from suite.preflight.arguments import parsed
 
@@ -127,6 +128,10 @@ def _point(line: tuple[str, ...], values: dict[str, Any] | str, planned: Callabl
 
 def _told(error: Exception) -> str:
     """Hydra's message on one line: its cause included, the key in full."""
+    from omegaconf.errors import MissingMandatoryValue
+
+    if isinstance(error, MissingMandatoryValue):
+        return no_value(error.full_key)
     parts = [str(error)] + ([str(error.__cause__)] if error.__cause__ is not None else [])
     lines = [line.strip() for part in parts for line in part.splitlines()]
     lines = [line for line in dict.fromkeys(lines) if line and not line.startswith("object_type")]

@@ -83,7 +83,7 @@ def test_the_checks_can_be_switched_off(monkeypatch):
 
 def test_what_is_wrong_with_a_value_is_told_with_its_key():
     (point,) = command_line("dataset=jsonl").points
-    assert point.problem.startswith("dataset.path: Missing mandatory value")
+    assert point.problem == "dataset.path has no value; name one: dataset.path=..."
     (point,) = command_line("+nonsense=1").points
     assert "unknown setting 'nonsense'" in point.problem
 

@@ -217,7 +217,7 @@ def test_a_strangers_configuration_reads_no_environment(tmp_path, monkeypatch):
 
 
 def test_a_servers_address_holds_no_password():
-    with pytest.raises(KeelBenchError, match="without user and password") as caught:
+    with pytest.raises(KeelBenchError, match="without user, password") as caught:
         judge("rubric", server="https://me:hunter2@example.org/v1", key_variable=None).check()
     assert "hunter2" not in str(caught.value)
 
