@@ -106,7 +106,7 @@ class VllmEngine:
                 use_tqdm_on_load=False,
                 **options,
             )
-        except (ValueError, RuntimeError, NotImplementedError) as error:
+        except (ValueError, RuntimeError) as error:  # NotImplementedError, for architectures without LoRA, is one
             hint = " With backend.merge_adapter=true it needs no LoRA support." if adapters else ""
             raise KeelBenchError(f"vLLM cannot start: {error}.{hint}") from error
         finally:

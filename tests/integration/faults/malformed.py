@@ -296,7 +296,7 @@ def try_files(count: int, seed: int) -> Outcome:
                         outcome.faults.append(f"{number} {name}: the file is not named: {error}")
                 except _Hangs:
                     outcome.faults.append(f"{number} {name}: no end after {SECONDS} s")
-                except Exception:
+                except Exception:  # whatever else a loader lets out is the fault that is looked for
                     outcome.faults.append(f"{number} {name}: {traceback.format_exc(limit=-2)}")
                 finally:
                     signal.setitimer(signal.ITIMER_REAL, 0)
