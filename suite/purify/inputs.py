@@ -1,8 +1,11 @@
 """What a purification reads: checked as a whole before a model is loaded."""
 
+import functools
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from eval.errors import KeelBenchError
 from eval.records import Prompt
@@ -48,7 +51,7 @@ def check(plan: PurifyPlan, *, files_only: bool = False) -> Inputs:
         path = spec.source.file(spec.name, plan.paths.data)
         if path is not None:
             table = open_table(path)
-            if path.stat().st_size > LARGE and plan.chunk_rows is None:
+            if path.stat().st_size > LARGE and plan.chunk_rows is None and not files_only:
                 log.warning("%s has %.1f GiB: chunk_rows=5000 scores it in parts", path, path.stat().st_size / LARGE)
         else:
             hub = spec.source.hub_table(spec.name, plan.paths.data)
@@ -59,8 +62,12 @@ def check(plan: PurifyPlan, *, files_only: bool = False) -> Inputs:
         problems.append(str(error))
     if table is not None:
         try:
-            reader = Reader(table, spec.format, spec.name, plan.max_characters)
-            index = scan(reader, on_bad_row=plan.on_bad_row, duplicates=plan.duplicates, limit=spec.limit)
+            options = (spec.format, spec.name, plan.max_characters, plan.on_bad_row, plan.duplicates, spec.limit)
+            if path is None:
+                reader, index = _scan(table, *options)
+            else:
+                now = path.stat()
+                reader, index = _scan_file(path, (now.st_ino, now.st_size, now.st_mtime_ns), *options)
             plan.cut.size(len(index.scored))
         except KeelBenchError as error:
             problems.append(str(error))
@@ -86,3 +93,17 @@ def check(plan: PurifyPlan, *, files_only: bool = False) -> Inputs:
     if problems or table is None or reader is None or index is None:
         raise KeelBenchError("\n".join(problems))
     return Inputs(table, reader, index, prompts)
+
+
+def _scan(
+    table: Table, format: str, name: str, max_characters: int, on_bad_row: str, duplicates: str, limit: int | None
+) -> tuple[Reader, Index]:
+    reader = Reader(table, format, name, max_characters)
+    return reader, scan(reader, on_bad_row=on_bad_row, duplicates=duplicates, limit=limit)
+
+
+@functools.lru_cache(maxsize=1)
+def _scan_file(path: Path, state: tuple[int, ...], *options: Any) -> tuple[Reader, Index]:
+    """``_scan`` of a file in this state. Kept, because the checks before a command read the same file as its runs, and
+    it may be many gigabytes."""
+    return _scan(open_table(path), *options)

@@ -16,9 +16,10 @@ from baselines.records import Sample, Scores
 from baselines.response_length import ResponseLength
 from eval.errors import KeelBenchError, UnknownNameError
 from eval.metrics import Rate
-from suite.purify import checks, traits, transfer
+from suite.purify import checks, inputs, traits, transfer
 from suite.purify import run as running
 from suite.purify.arguments import translated
+from suite.purify.index import scan
 from suite.purify.nearest import Nearest
 from suite.purify.outputs import beside
 from suite.purify.page import write_page
@@ -175,6 +176,26 @@ def test_a_failure_while_writing_leaves_nothing(data, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         purify(data)
     assert not [p for p in data.parent.iterdir() if "clean" in p.name]
+
+
+def test_the_checks_before_a_command_and_its_runs_read_the_file_once(data, monkeypatch):
+    scanned: list[int] = []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        index = scan(*args, **kwargs)
+        scanned.append(len(index.scored))
+        return index
+
+    monkeypatch.setattr(inputs, "scan", counted)
+    inputs.check(plan(data), files_only=True)
+    purify(data)
+    purify(data, "keep=0.5", "overwrite=true")
+    assert scanned == [30]
+    purify(data, "dataset.limit=20", "overwrite=true")
+    data.write_text("".join(json.dumps(row) + "\n" for row in ROWS[:25]))
+    out = purify(data, "overwrite=true")
+    assert scanned == [30, 20, 25]
+    assert len(out.read_text().splitlines()) == 20
 
 
 def test_a_threshold_above_every_score_keeps_everything_and_says_so(data):
