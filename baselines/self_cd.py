@@ -1,6 +1,6 @@
 """Self-CD, self-contrastive decoding (Shi et al., ACL 2024, arXiv 2401.17633; in the VCL paper's Table 3)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -33,7 +33,8 @@ class SelfCd(Method):
     pass has the run's own system turn (``eval.system``); that the difference is taken of raw logits at every step, over
     the whole vocabulary (contrastive decoding's plausibility cut is not part of the method's form).
 
-    A step costs two forward passes, and twice the memory for keys and values.
+    A step costs two forward passes, and twice the memory for keys and values. Utility tasks are put to it in the same
+    way (``eval.utility.contrast``): a continuation's log-likelihood is that of the bent logits' softmax.
     """
 
     scores: ClassVar[bool] = False
@@ -69,7 +70,7 @@ class SelfCd(Method):
 
 
 class Emphasis:
-    """For a batch of prompts, what bends their logits: called with the prompts' texts, in the batch's order."""
+    """What bends a batch's logits away from those under ``system``: an ``eval.generation.Steering``."""
 
     def __init__(self, model: Any, chat: ChatFormat, system: str, alpha: float):
         self.model, self.chat, self.system, self.alpha = model, chat, system, alpha
@@ -79,26 +80,41 @@ class Emphasis:
         Raises:
             CapacityError: a prompt under the instruction and its answer do not fit the model's context.
         """
-        encoded = [self.chat.prompt_ids(text, self.system) for text in prompts]
+        return self.encoded([self.chat.prompt_ids(text, self.system) for text in prompts], max_new_tokens)
+
+    def encoded(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> "AwayFromEmphasis":
+        """
+        Raises:
+            CapacityError: as above.
+        """
         context = getattr(base_model(self.model).config, "max_position_embeddings", None)
-        longest = max(map(len, encoded))
+        longest = max(map(len, prompts))
         if context is not None and longest + max_new_tokens > context:
             raise CapacityError(
                 f"self_cd: a prompt under the safety instruction of {longest} tokens and {max_new_tokens} new ones "
                 f"exceed the model's context of {context}"
             )
-        return AwayFromEmphasis(self.model, encoded, self.alpha)
+        return AwayFromEmphasis(self.model, prompts, self.bent)
+
+    def bent(self, plain: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        """``y - alpha * (y' - y)``."""
+        return plain - self.alpha * (second - plain)
 
 
 class AwayFromEmphasis(LogitsProcessor):  # type: ignore[misc]
-    """``y - alpha * (y' - y)`` for one batch, with keys and values of the emphasised prompts of its own.
+    """The bent logits of one batch, with keys and values of the emphasised prompts of its own.
 
     Rows are independent and keep their places through greedy generation: those that ended are fed padding, and nobody
     reads what comes of it.
     """
 
-    def __init__(self, model: Any, encoded: Sequence[Sequence[int]], alpha: float):
-        self.model, self.alpha = model, alpha
+    def __init__(
+        self,
+        model: Any,
+        encoded: Sequence[Sequence[int]],
+        bent: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    ):
+        self.model, self.bent = model, bent
         width = max(map(len, encoded))
         self.ids = torch.zeros(len(encoded), width, dtype=torch.long)
         self.mask = torch.zeros_like(self.ids)
@@ -130,5 +146,4 @@ class AwayFromEmphasis(LogitsProcessor):  # type: ignore[misc]
             logits_to_keep=1,
         )
         self.cache = out.past_key_values
-        emphasised = out.logits[:, -1].to(scores)
-        return scores - self.alpha * (emphasised - scores)
+        return self.bent(scores, out.logits[:, -1].to(scores))

@@ -1,15 +1,31 @@
 """Greedy completions with transformers: length-sorted, left-padded batches under a token budget."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 from eval.chat import ChatFormat
 from eval.errors import CapacityError
 from eval.memory import fitting_batches
 from eval.records import Completion, Prompt
 
-# (texts of a batch's prompts, new tokens at most) -> a transformers LogitsProcessor for that batch alone
-Steering = Callable[[Sequence[str], int], Any]
+
+class Steering(Protocol):
+    """What bends a model's logits away from those under a second system turn, token by token."""
+
+    system: str  # the second system turn
+
+    def __call__(self, prompts: Sequence[str], max_new_tokens: int) -> Any:
+        """A transformers LogitsProcessor for a batch of these prompts (texts) alone."""
+        ...
+
+    def encoded(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Any:
+        """The same, of prompts that are token ids already, the second system turn included."""
+        ...
+
+    def bent(self, plain: Any, second: Any) -> Any:
+        """The logits that decide, of the plain ones and those under the second system turn, [..., vocabulary]."""
+        ...
 
 
 def generate(
@@ -122,10 +138,8 @@ def generate_ids(
     )
     owner = model.get_base_model() if hasattr(model, "get_base_model") else model
     own, owner.generation_config = owner.generation_config, config
-    head = owner.get_output_embeddings()
-    hook = head.register_forward_pre_hook(_contiguous) if head is not None else None
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), dense_output_layer(owner):
             out = model.generate(
                 input_ids=ids.to(model.device),
                 attention_mask=mask.to(model.device),
@@ -133,16 +147,25 @@ def generate_ids(
             )
     finally:
         owner.generation_config = own
-        if hook is not None:
-            hook.remove()
     return [[int(t) for t in row] for row in out[:, width:].tolist()]
 
 
-def _contiguous(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The output layer's input laid out densely.
+@contextlib.contextmanager
+def dense_output_layer(model: Any) -> Iterator[None]:
+    """Inside, the output layer's input is laid out densely.
 
     After the prompts transformers asks it for the last position alone, a strided view, and on a CPU PyTorch then copies
     the whole output matrix once a row of the batch: over half the time of 64 answers of 16 tokens. In bfloat16 the
     logits were the same to the bit.
     """
+    head = model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(_contiguous) if head is not None else None
+    try:
+        yield
+    finally:
+        if hook is not None:
+            hook.remove()
+
+
+def _contiguous(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return (inputs[0].contiguous(), *inputs[1:])

@@ -145,7 +145,15 @@ def run(plan: RunPlan, folder: Path, sweep: str) -> RunRecord:
                     inference=inference,
                 )
             utility = measure_utility(
-                tasks, model, adapter, spec=plan.utility, backend=plan.backend, cache=cache, inference=inference
+                tasks,
+                model,
+                adapter,
+                spec=plan.utility,
+                system=plan.evaluation.system,
+                backend=plan.backend,
+                cache=cache,
+                inference=inference,
+                method=plan.method,
             )
         model.drop()  # a judge may need the memory
         judge, verdicts = with_weights(plan.judge), {}

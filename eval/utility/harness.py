@@ -24,6 +24,7 @@ def run_task(
     limit: int | None,
     chat_template: bool,
     max_new_tokens: int | None = None,
+    system: str | None = None,
 ) -> Utility:
     """One task on one model.
 
@@ -32,6 +33,7 @@ def run_task(
         limit: documents a subject (MMLU has 57, BBH 27, MATH 7); None = all. The first ones, as lm-eval counts them.
         chat_template: prompts as chats, few-shot examples as earlier turns.
         max_new_tokens: generated tokens at most, instead of the stock task's own number; None leaves that.
+        system: a system turn over every prompt; without ``chat_template`` the words in front of it. None = none.
     """
     from lm_eval import simple_evaluate
     from lm_eval.api.group import Group
@@ -49,6 +51,7 @@ def run_task(
         tasks=[group],
         limit=limit,
         gen_kwargs=None if max_new_tokens is None else {"max_gen_toks": max_new_tokens},
+        system_instruction=system if chat_template else system_text(system) or None,
         apply_chat_template=chat_template,
         fewshot_as_multiturn=chat_template,
         task_manager=TaskManager(include_defaults=False),
@@ -81,6 +84,11 @@ def run_task(
             "n": n,
         }
     return Utility(scores, samples, _lengths(results["samples"], lm.tokenizer))
+
+
+def system_text(system: str | None) -> str:
+    """A system turn as the words in front of a plain prompt; lm-eval itself puts nothing between the two."""
+    return "" if system is None else system.rstrip() + "\n\n"
 
 
 _GROUP = " (all subjects)"

@@ -7,18 +7,24 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from eval.generation import Steering
 from eval.vllm_engine import VllmEngine
 
 
-def through_transformers(model: Any, tokenizer: Any, *, batch_size: int) -> Any:
+def through_transformers(
+    model: Any, tokenizer: Any, *, batch_size: int, steering: Steering | None = None, system: str | None = None
+) -> Any:
     """lm-eval's ``HFLM`` on a loaded model.
 
     Args:
         batch_size: sequences a forward pass.
+        steering: what bends the model's logits as it answers; None = nothing.
+        system: the run's own system turn, which ``steering`` has to take out of the prompts.
     """
-    from lm_eval.models.huggingface import HFLM
+    from eval.utility.transformers_lm import ContrastedLM, LoadedLM
 
-    return HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
+    options = {"pretrained": model, "tokenizer": tokenizer, "backend": "causal", "batch_size": batch_size}
+    return LoadedLM(**options) if steering is None else ContrastedLM(steering=steering, system=system, **options)
 
 
 def through_vllm(engine: VllmEngine, adapter: Path | None = None) -> Any:

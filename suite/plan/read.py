@@ -58,8 +58,6 @@ def plan_from_config(config: Mapping[str, Any]) -> RunPlan:
         raise KeelBenchError(f"method={method.name} changes the model's states as it answers: it needs backend=hf")
     if method.intervenes and config["eval"].get("every") is not None:
         raise KeelBenchError(f"method={method.name}: checkpoints would answer without it; eval.every=null")
-    if config["utility"]["tasks"] and (method.intervenes or method.name == "system_prompt"):
-        raise KeelBenchError(f"method={method.name}: utility tasks would be put to the model without it; utility=none")
     _names(config)
     if config["compute"].get("deterministic") and config["backend"]["name"] != "hf":
         raise KeelBenchError("compute.deterministic=true: vLLM batches as it goes, so it needs backend=hf")

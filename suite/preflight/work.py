@@ -97,7 +97,8 @@ def remaining(
         if not (done and walk.answered(model, adapter, name, asked, cache)):
             walk.answers(name, asked, judge)
     for task, spec in plan.utility.tasks.items():
-        walk.add("utility", f"{walk.tuned}{task}{spec}", 2 * 1000 * (spec.limit or 1000) * shape.block_parameters)
+        flops = walk.passes * 2 * 1000 * (spec.limit or 1000) * shape.block_parameters
+        walk.add("utility", f"{walk.tuned}{plan.evaluation.system}{task}{spec}", flops)
     return walk.stages
 
 
@@ -135,6 +136,7 @@ class _Walk:
         self.scored = repr((self.model, data.key, plan.method, plan.compute.max_length, seed))
         trained = (plan.selection, plan.train, plan.regularizer, plan.seed)
         self.tuned = f"{self.scored}{trained}" if plan.method.fine_tunes else f"{self.model}{plan.method}"
+        self.passes = 1 if plan.method.second_system is None else 2  # of a step of an answer
 
     def add(self, name: str, identity: str, flops: float, tokens: int = 0, output_bytes: int = 0) -> None:
         self.stages.add(Stage(name, identity, float(flops), tokens, output_bytes))
@@ -213,7 +215,7 @@ class _Walk:
         plan = self.plan
         identity = f"{self.tuned}{name}{len(asked)}{plan.evaluation}{plan.backend}"
         written = len(asked) * plan.evaluation.max_new_tokens  # reading a prompt is quick beside it
-        self.add("answering", identity, 2 * written * self.shape.block_parameters, written)
+        self.add("answering", identity, self.passes * 2 * written * self.shape.block_parameters, written)
         if judge is not None and isinstance(plan.judge, ModelJudge):
             questions = written + 300 * len(asked)
             self.add("judging", f"{identity}{plan.judge}", 2 * questions * judge.block_parameters)

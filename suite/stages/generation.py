@@ -69,9 +69,7 @@ def complete(
                 inference=own,
             )
     method = method if method is not None and method.intervenes else None
-    changed: dict[str, Any] = {}
-    if method is not None:
-        changed["intervention"] = {"name": method.name, "version": method.version, **method_options(method)}
+    changed = intervention(method)
     inputs = {name: _inputs(model, adapter, asked, evaluation, backend) | changed for name, asked in prompts.items()}
     missing = {
         name: asked
@@ -107,6 +105,13 @@ def complete(
         rows = read_table(entry.path / "completions.parquet")
         results[name] = ([Completion(**row) for row in rows], entry)
     return results
+
+
+def intervention(method: Method | None) -> dict[str, Any]:
+    """What a method that changes the model as it answers adds to a stage's inputs."""
+    if method is None or not method.intervenes:
+        return {}
+    return {"intervention": {"name": method.name, "version": method.version, **method_options(method)}}
 
 
 def _inputs(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from baselines.method import Method
 from eval.errors import KeelBenchError
 from eval.flops import Shape, Work
 from eval.metrics import Rate
@@ -17,6 +18,7 @@ from suite.conditions import devices
 from suite.plan import BackendSpec, UtilitySpec, VllmSpec
 from suite.progress import progress
 from suite.stages.finetuning import Adapter
+from suite.stages.generation import intervention
 from suite.stages.inference import Inference
 from suite.stages.models import LoadedModel
 from suite.storage.cache import Entry, StageCache
@@ -72,26 +74,34 @@ def measure_utility(
     adapter: Adapter | None,
     *,
     spec: UtilitySpec,
+    system: str | None,
     backend: BackendSpec | VllmSpec,
     cache: StageCache,
     inference: Inference,
+    method: Method,
 ) -> Utility:
-    """Every task's scores, through the back end that answers the benchmarks: with vLLM, the same running engine."""
+    """Every task's scores, through the back end that answers the benchmarks (with vLLM, the same running engine), under
+    the run's system turn and with what ``method`` does to the model as it answers."""
     made: list[Any] = []
+    intervenes = method if method.intervenes else None
 
     def subject() -> Any:
         if not made:
             if isinstance(backend, VllmSpec):
                 made.append(through_vllm(*inference.vllm(adapter)))
             else:
-                made.append(through_transformers(*inference.transformers(adapter), batch_size=spec.batch_size))
+                loaded = inference.transformers(adapter, intervenes)
+                options = {"batch_size": spec.batch_size, "steering": inference.steering, "system": system}
+                made.append(through_transformers(*loaded, **options))
         return made[0]
 
     def work(lengths: Sequence[int]) -> Work:
-        """Every document's text forward once, with logits at all of its positions."""
+        """Every document's text forward once, with logits at all of its positions; twice for a method with a second
+        pass."""
         lora = adapter.folder if adapter and not backend.merge_adapter else None
         shape = Shape.of_folder(model.weights.folder, lora)
-        flops = None if shape is None else shape.forward(lengths, sum(lengths))
+        passes = 1 if method.second_system is None else 2
+        flops = None if shape is None else passes * shape.forward(lengths, sum(lengths))
         return Work(sum(lengths), flops, devices(model.compute.device, backend)[1])
 
     rates: dict[str, Rate] = {}
@@ -110,6 +120,7 @@ def measure_utility(
                     limit=limit,
                     chat_template=spec.chat_template,
                     max_new_tokens=spec.max_new_tokens,
+                    system=system,
                 )
             (out / "scores.json").write_text(json.dumps(found.scores, indent=1))
             write_table(out / "samples.parquet", found.samples)
@@ -128,6 +139,7 @@ def measure_utility(
             **_how_run(spec, backend),
             "max_new_tokens": spec.max_new_tokens,
             "sandbox": spec.sandbox if name in RUNS_CODE else None,
+            **({} if system is None else {"system": system}),
         }
         inputs = {
             "model": model.weights.key,
@@ -137,6 +149,7 @@ def measure_utility(
             "merged": backend.merge_adapter if adapter else None,
             "task": name,
             **measured_with,
+            **intervention(method),
         }
         entry = cache.entry("utility", "2", inputs, compute_stage, name)
         entries.append(entry)

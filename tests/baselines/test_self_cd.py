@@ -131,8 +131,6 @@ def test_what_is_refused(tiny_llama):
             SelfCd(**options)
     with pytest.raises(KeelBenchError, match="needs backend=hf"):
         plan(None, "method=self_cd", "backend=vllm")
-    with pytest.raises(KeelBenchError, match="would be put to the model without it"):
-        plan(None, "method=self_cd", "utility=quick")
     long = dataclasses.replace(SelfCd(), system="Take care. " * 300)
     with pytest.raises(CapacityError, match="under the safety instruction"):
         answers(model, tokenizer, long, max_new_tokens=4)

@@ -163,9 +163,6 @@ def test_what_is_wrong_with_its_files_is_told_before_a_model_is_loaded(tmp_path,
         plan(None, "method=vector_ablation", "backend=vllm")
     with pytest.raises(KeelBenchError, match="checkpoints would answer without it"):
         plan(None, "method=vector_ablation", "eval.every=2")
-    for method in ("vector_ablation", "system_prompt"):
-        with pytest.raises(KeelBenchError, match="would be put to the model without it"):
-            plan(None, f"method={method}", "utility=quick")
 
 
 def test_the_stage_that_answers_applies_it_and_keys_it(tmp_path, tokenizer):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from baselines.system_prompt import SystemPrompt
 from eval.errors import KeelBenchError, UnknownNameError
 from suite.pipeline import run
 from tests.helpers import plan
@@ -55,6 +56,23 @@ def test_a_run_records_its_utility_and_finds_it_again(smollm2_folder, shared_dat
     likelihoods = [pd.read_parquet(tmp_path / run / "utility.parquet").query("task == 'mmlu'") for run in "02"]
     assert list(likelihoods[0]["prompt_hash"]) == list(likelihoods[1]["prompt_hash"])
     assert list(likelihoods[0]["answer"]) != list(likelihoods[1]["answer"])
+
+
+def test_what_changes_the_model_as_it_answers_reaches_the_tasks(smollm2_folder, shared_data, tmp_path):
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "model").symlink_to(smollm2_folder.parent)
+    tuning = ("dataset.limit=8", "train.epochs=1", "utility.chat_template=true", TASKS[1])
+    methods = {"full": (), "system_prompt": (), "self_cd": (), "vector_ablation": ("method.layer=9",)}
+    found = {}
+    for name, options in methods.items():
+        record = go(tmp_path / "cache", shared_data, tmp_path / name, f"method={name}", *tuning, *options)
+        (entry,) = [e for e in record.entries if e.stage == "utility"]
+        rows = pd.read_parquet(tmp_path / name / "utility.parquet")
+        found[name] = (entry.key, tuple(rows["answer"]), tuple(rows["prompt_hash"]))
+        assert record.utility_settings["mmlu"].get("system") == (SystemPrompt().system if "prompt" in name else None)
+    assert len({key for key, _, _ in found.values()}) == len({answers for _, answers, _ in found.values()}) == 4
+    plain = found["full"][2]
+    assert [found[n][2] == plain for n in methods] == [True, False, True, True]  # y is read behind the plain prompt
 
 
 def test_what_is_missing_is_told_before_the_run(shared_data, tmp_path, monkeypatch):

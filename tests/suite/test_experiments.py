@@ -220,6 +220,8 @@ def test_table_3_compares_both_objectives():
     objectives = {p.label: p.regularizer.objective for p in made if p.regularizer.name == "vcl"}
     assert objectives == {"vcl-penalize": "penalize", "vcl-concentrate": "concentrate"}
     assert all(p.evaluation.max_new_tokens == table("vcl_table3").protocol["max_new_tokens"] for p in made)
+    for p in made:  # all of the published columns that are utility tasks, in a form that a system turn reaches
+        assert set(p.utility.tasks) == {"mmlu", "gsm8k", "bbh", "humaneval"} and p.utility.chat_template
 
 
 def test_the_sensitivity_sweep_is_the_published_grid():
