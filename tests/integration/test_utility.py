@@ -61,8 +61,8 @@ def test_a_run_records_its_utility_and_finds_it_again(smollm2_folder, shared_dat
 def test_what_changes_the_model_as_it_answers_reaches_the_tasks(smollm2_folder, shared_data, tmp_path):
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "model").symlink_to(smollm2_folder.parent)
-    tuning = ("dataset.limit=8", "train.epochs=1", "utility.chat_template=true", TASKS[1])
-    methods = {"full": (), "system_prompt": (), "self_cd": (), "vector_ablation": ("method.layer=9",)}
+    tuning = ("dataset.limit=4", "train.epochs=1", "utility.chat_template=true", TASKS[1])
+    methods = {"full": (), "system_prompt": (), "self_cd": (), "vector_ablation": ("method.layer=9", "method.count=4")}
     found = {}
     for name, options in methods.items():
         record = go(tmp_path / "cache", shared_data, tmp_path / name, f"method={name}", *tuning, *options)
