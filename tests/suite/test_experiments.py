@@ -187,6 +187,19 @@ def test_table_2_drops_a_fifth_at_either_scale():
         assert {p.selection.k / p.dataset.limit for p in plans("larf_table2", f"scale={scale}")} == {0.2}
 
 
+def test_table_2_asks_on_a_laptop_for_the_task_it_trained_on_or_for_none(tmp_path):
+    def asked(*overrides):
+        made = plans("larf_table2", "scale=laptop", *overrides)
+        assert [p.method.name for p in made] == ["random", "larf"]
+        assert {p.train.max_length for p in made} == {512}
+        return {(p.dataset.name, *p.utility.tasks) for p in made}
+
+    assert asked("paths.data=null") == {("mini",)}
+    (tmp_path / "pubmedqa").mkdir()
+    (tmp_path / "pubmedqa" / "ori_pqal.json").touch()
+    assert asked(f"paths.data='{tmp_path}'") == {("pubmedqa_labelled", "pubmedqa")}
+
+
 def test_table_3_ranks_alpaca_as_published():
     made = plans("larf_table3")
     assert {(p.model.name, p.dataset.name, p.method.name) for p in made} == set(table("larf_table3").row_keys())
