@@ -57,11 +57,17 @@ def humaneval(folder: Path, part: str) -> Rows:
 
 
 def pubmedqa(folder: Path, part: str) -> Rows:
-    """``ori_pqal.json`` and ``test_ground_truth.json`` of pubmedqa/pubmedqa: the 500 test questions, and the rest."""
+    """``ori_pqal.json`` and ``test_ground_truth.json`` of pubmedqa/pubmedqa: the 500 test questions, and the rest.
+
+    In the first file's order: the second lists all whose answer is yes before all with no, so that a limit below 277
+    would ask for nothing but yes.
+    """
     questions, test = pubmedqa_labelled(folder / "ori_pqal.json")
-    fields = ("QUESTION", "CONTEXTS", "final_decision")
-    rows = {key: {field: row[field] for field in fields} for key, row in questions.items()}
-    return {"test": [rows[k] for k in test], "train": [row for k, row in rows.items() if k not in test]}
+    rows: Rows = {"test": [], "train": []}
+    for key, row in questions.items():
+        kept = {field: row[field] for field in ("QUESTION", "CONTEXTS", "final_decision")}
+        rows["test" if key in test else "train"].append(kept)
+    return rows
 
 
 def pubmedqa_labelled(path: Path) -> tuple[dict[str, dict[str, Any]], Collection[str]]:

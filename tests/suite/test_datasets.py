@@ -6,8 +6,7 @@ import pytest
 
 from baselines.samples import load_samples
 from eval.errors import CapacityError, DataError, KeelBenchError
-from eval.sandbox import Sandbox
-from eval.utility.tasks import build_task
+from eval.utility.local import READERS
 from suite.papers.published import table
 from suite.stages.data import load_data
 from tests.helpers import plan
@@ -78,10 +77,7 @@ def test_pubmedqas_labelled_set_is_trained_on_without_its_test(shared_data):
     assert (len(samples), len(trained), len(asked)) == (500, 500, 500)
     assert not trained & asked
     assert trained | asked == {row["QUESTION"] for row in rows.values()}
-    task = build_task(
-        "pubmedqa", local=shared_data / "pubmedqa", fewshot=0, chat_template=False, sandbox=Sandbox("bubblewrap")
-    )
-    assert {d["QUESTION"] for d in task.parts[0].dataset["test"]} == asked
+    assert {row["QUESTION"] for row in READERS["pubmedqa"](shared_data / "pubmedqa", "")["test"]} == asked
 
 
 AUTHORS = {"QUESTION": "Does it?", "CONTEXTS": ["One.", "Two."], "LONG_ANSWER": "It does.", "final_decision": "yes"}
