@@ -177,7 +177,7 @@ def test_table_2_has_its_sizes_and_its_three_figures():
     assert {(p.dataset.name, p.method.name) for p in made} == {(d, m) for d, _, m in published.row_keys()}
     for each in made:
         assert (each.selection.name, each.selection.k, each.dataset.limit) == ("drop_top", 2000, 10_000)
-        assert each.judge.name == "rubric"
+        assert each.judge.name == published.protocol["judge"] == "rubric"
         assert {task for _, task, _ in published.row_keys()} <= set(each.utility.tasks)
         assert "directharm4" in {b.spec.name for b in each.benchmarks}
 
