@@ -10,6 +10,7 @@ from baselines.records import Sample
 from eval.errors import DataError, UnknownNameError
 from eval.records import content_id
 from eval.tables import read_rows, text_field
+from eval.utility.local import pubmedqa_labelled
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class SampleSet:
 
 
 Fields = tuple[str, str, str, str]  # instruction, input, response, category
+Rows = Iterable[tuple[int, dict[str, Any]]]  # (line, row)
 
 
 def _alpaca(path: object, line: int, row: dict[str, Any]) -> Fields:
@@ -145,9 +147,7 @@ def detect_format(path: object, line: int, row: dict[str, Any]) -> str:
     raise DataError(path, f"the fields {sorted(map(str, row))} fit no known format ({known})", line)
 
 
-def samples_from_rows(
-    rows: Iterable[tuple[int, dict[str, Any]]], *, path: object, source: str, format: str = "auto"
-) -> SampleSet:
+def samples_from_rows(rows: Rows, *, path: object, source: str, format: str = "auto") -> SampleSet:
     """Samples out of ``(line, row)`` pairs.
 
     Rows with an empty response (Alpaca has 28) teach nothing and cannot be scored: they are skipped and counted, as are
@@ -163,7 +163,7 @@ def samples_from_rows(
 
 
 def iterate_samples(
-    rows: Iterable[tuple[int, dict[str, Any]]],
+    rows: Rows,
     skipped: Counter[str],
     *,
     path: object,
@@ -197,6 +197,28 @@ def iterate_samples(
         raise DataError(path, "no usable row" + (f" ({left_out})" if left_out else ""))
 
 
+def _pubmedqa_labelled(path: Path) -> Rows:
+    questions, test = pubmedqa_labelled(path)
+    return ((number, row) for number, (key, row) in enumerate(questions.items(), start=1) if key not in test)
+
+
+# Files that are no table of rows: what reads them, and the format of the rows that come out.
+FILE_FORMATS: dict[str, tuple[Callable[[Path], Rows], str]] = {
+    "pubmedqa_labelled": (_pubmedqa_labelled, "pubmedqa"),  # questions by PubMed id; the test's are left out
+}
+
+
+def file_rows(path: Path, format: str) -> tuple[Rows, str]:
+    """A data file's rows, and the format that they are in.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    read, of_rows = FILE_FORMATS.get(format, (read_rows, format))
+    return read(path), of_rows
+
+
 def load_samples(path: Path, *, source: str, format: str = "auto") -> SampleSet:
     """All samples of a data file (see ``samples_from_rows``)."""
-    return samples_from_rows(read_rows(path), path=path, source=source, format=format)
+    rows, format = file_rows(path, format)
+    return samples_from_rows(rows, path=path, source=source, format=format)

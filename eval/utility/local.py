@@ -1,7 +1,7 @@
 """Published files of the utility tasks as the rows that lm-eval's stock tasks expect from the hub."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -57,16 +57,37 @@ def humaneval(folder: Path, part: str) -> Rows:
 
 
 def pubmedqa(folder: Path, part: str) -> Rows:
-    """``ori_pqal.json`` and ``test_ground_truth.json`` of pubmedqa/pubmedqa: the 500 test questions, and the rest."""
-    everything, truth = (_json(folder / name) for name in ("ori_pqal.json", "test_ground_truth.json"))
-    absent = [key for key in truth if key not in everything]
+    """``ori_pqal.json`` and ``test_ground_truth.json`` of pubmedqa/pubmedqa: the 500 test questions, and the rest.
+
+    In the first file's order: the second lists all whose answer is yes before all with no, so that a limit below 277
+    would ask for nothing but yes.
+    """
+    questions, test = pubmedqa_labelled(folder / "ori_pqal.json")
+    rows: Rows = {"test": [], "train": []}
+    for key, row in questions.items():
+        kept = {field: row[field] for field in ("QUESTION", "CONTEXTS", "final_decision")}
+        rows["test" if key in test else "train"].append(kept)
+    return rows
+
+
+def pubmedqa_labelled(path: Path) -> tuple[dict[str, dict[str, Any]], Collection[str]]:
+    """The questions of ``ori_pqal.json`` by PubMed id, and which of them ``test_ground_truth.json`` beside it names as
+    the test.
+
+    Raises:
+        DataError: a file is missing or malformed, or a test question is not among the others.
+    """
+    truth = path.with_name("test_ground_truth.json")
+    if not truth.is_file():
+        raise DataError(truth, f"no such file; it says which questions of {path.name} are the test")
+    questions, test = _json(path), _json(truth)
+    for number, row in enumerate(questions.values(), start=1):
+        if not isinstance(row, dict):
+            raise DataError(path, f"expected a JSON object for each question, found {type(row).__name__}", number)
+    absent = [key for key in test if key not in questions]
     if absent:
-        raise DataError(folder / "ori_pqal.json", f"has no question {absent[0]} of test_ground_truth.json")
-    rows = {
-        key: {"QUESTION": row["QUESTION"], "CONTEXTS": row["CONTEXTS"], "final_decision": row["final_decision"]}
-        for key, row in everything.items()
-    }
-    return {"test": [rows[k] for k in truth], "train": [row for k, row in rows.items() if k not in truth]}
+        raise DataError(path, f"has no question {absent[0]} of {truth.name}")
+    return questions, test
 
 
 def bbh(folder: Path, part: str) -> Rows:

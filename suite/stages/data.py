@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from baselines.records import Sample
-from baselines.samples import iterate_samples
+from baselines.samples import file_rows, iterate_samples
 from eval.benchmarks import checksum, load_benchmark, prompts_from_rows, take
 from eval.records import Prompt
-from eval.tables import read_rows
 from suite.mixture import mixed
 from suite.plan import BenchmarkSource, DatasetSpec
 from suite.stages.sample_table import SampleTable
@@ -51,9 +50,12 @@ def load_data(spec: DatasetSpec, data_root: Path | None) -> Data:
     """
     file = spec.source.file(spec.name, data_root)
     path: object = file or f"hub data set of {spec.name}"
-    rows = read_rows(file) if file is not None else spec.source.hub_rows(spec.name, data_root)
+    if file is not None:
+        rows, format = file_rows(file, spec.format)
+    else:
+        rows, format = spec.source.hub_rows(spec.name, data_root), spec.format
     skipped: Counter[str] = Counter()
-    samples = _held(iterate_samples(rows, skipped, path=path, source=spec.name, format=spec.format))
+    samples = _held(iterate_samples(rows, skipped, path=path, source=spec.name, format=format))
     if spec.safety_ratio is not None:
         samples = mixed(spec, samples, data_root)
     if spec.limit is not None:

@@ -121,7 +121,8 @@ def _humaneval(folder: Path, data: Path, subjects: Sequence[str]) -> list[Source
 def _pubmedqa(folder: Path, data: Path, subjects: Sequence[str]) -> list[Source]:
     truth = json.loads((data / "pubmedqa" / "test_ground_truth.json").read_text())
     questions = json.loads((data / "pubmedqa" / "ori_pqal.json").read_text())
-    rows = [{k: questions[i][k] for k in ("QUESTION", "CONTEXTS", "final_decision")} for i in islice(truth, 4)]
+    asked = islice((row for key, row in questions.items() if key in truth), 4)
+    rows = [{k: row[k] for k in ("QUESTION", "CONTEXTS", "final_decision")} for row in asked]
     return [("cli_pubmedqa", "pubmedqa/pubmedqa.yaml", {"test": _write(folder / "p.jsonl", rows)})]
 
 

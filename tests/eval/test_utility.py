@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -183,6 +184,8 @@ def test_all_subjects_are_found_and_mmlus_files_have_either_layout(shared_data, 
     ]
     truth = READERS["pubmedqa"](shared_data / "pubmedqa", "")
     assert (len(truth["test"]), len(truth["train"])) == (500, 500)
+    # What utility=pubmedqa asks: as mixed as the whole test (276, 169, 55), other than the file that names it.
+    assert Counter(row["final_decision"] for row in truth["test"][:100]) == {"yes": 55, "no": 28, "maybe": 17}
 
 
 def test_what_is_missing_is_named(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import pytest
 
 from baselines.samples import load_samples
 from eval.errors import CapacityError, DataError, KeelBenchError
+from eval.utility.local import READERS
 from suite.papers.published import table
 from suite.stages.data import load_data
 from tests.helpers import plan
@@ -63,6 +64,60 @@ def test_pubmedqa_in_the_authors_layout_on_the_real_labelled_set(tmp_path, share
     (found,) = [s for s in samples if s.instruction == first["QUESTION"]]
     assert found.input == "\n".join(first["CONTEXTS"])
     assert found.response == f"{first['final_decision'].capitalize()}. {first['LONG_ANSWER']}"
+
+
+def test_pubmedqas_labelled_set_is_trained_on_without_its_test(shared_data):
+    made = plan(None, "dataset=pubmedqa_labelled", f"paths.data={shared_data}")
+    samples = load_data(made.dataset, made.paths.data).samples
+    rows, truth = (
+        json.loads((shared_data / "pubmedqa" / f"{name}.json").read_text())
+        for name in ("ori_pqal", "test_ground_truth")
+    )
+    trained, asked = {s.instruction for s in samples}, {rows[key]["QUESTION"] for key in truth}
+    assert (len(samples), len(trained), len(asked)) == (500, 500, 500)
+    assert not trained & asked
+    assert trained | asked == {row["QUESTION"] for row in rows.values()}
+    assert {row["QUESTION"] for row in READERS["pubmedqa"](shared_data / "pubmedqa", "")["test"]} == asked
+
+
+AUTHORS = {"QUESTION": "Does it?", "CONTEXTS": ["One.", "Two."], "LONG_ANSWER": "It does.", "final_decision": "yes"}
+
+
+def labelled(folder, rows, truth):
+    """A file of labelled questions with the one that names the test among them."""
+    folder.mkdir(parents=True)
+    (folder / "ori_pqal.json").write_text(json.dumps(rows))
+    if truth is not None:
+        (folder / "test_ground_truth.json").write_text(json.dumps(truth))
+    return folder / "ori_pqal.json"
+
+
+def test_a_labelled_file_may_lie_anywhere_with_its_test_beside_it(tmp_path):
+    file = labelled(tmp_path / "own", {"7": AUTHORS, "8": AUTHORS | {"QUESTION": "And it?"}}, {"7": "yes"})
+    (sample,) = load(tmp_path, "dataset=pubmedqa_labelled", f"dataset.path={file}").samples
+    assert (sample.prompt, sample.response) == ("And it?\nOne.\nTwo.", "Yes. It does.")
+
+
+@pytest.mark.parametrize(
+    ("rows", "truth", "message"),
+    [
+        ({"7": AUTHORS}, None, "test_ground_truth.json: no such file; it says which questions of ori_pqal.json are"),
+        ({"7": AUTHORS}, {"9": "no"}, "ori_pqal.json: has no question 9 of test_ground_truth.json"),
+        ({"7": AUTHORS}, {"7": "yes"}, "ori_pqal.json: no usable row"),
+        ({"7": AUTHORS, "8": None}, {"7": "yes"}, "line 2: expected a JSON object for each question, found NoneType"),
+        ({"7": AUTHORS, "8": AUTHORS | {"CONTEXTS": "One."}}, {"7": "yes"}, "line 2, field 'CONTEXTS': expected"),
+        ([AUTHORS], {"7": "yes"}, "ori_pqal.json: expected a JSON object, found list"),
+    ],
+)  # fmt: skip
+def test_a_labelled_set_that_cannot_be_told_from_its_test_is_refused(rows, truth, message, tmp_path):
+    labelled(tmp_path / "pubmedqa", rows, truth)
+    with pytest.raises(DataError, match=message):
+        load(tmp_path, "dataset=pubmedqa_labelled")
+
+
+def test_the_labelled_set_comes_from_files_alone(tmp_path):
+    with pytest.raises(DataError, match=r"has no pubmedqa/ori_pqal.json and no hub data set is configured"):
+        load(tmp_path, "dataset=pubmedqa_labelled")
 
 
 @pytest.mark.parametrize(

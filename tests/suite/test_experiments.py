@@ -177,7 +177,7 @@ def test_table_2_has_its_sizes_and_its_three_figures():
     assert {(p.dataset.name, p.method.name) for p in made} == {(d, m) for d, _, m in published.row_keys()}
     for each in made:
         assert (each.selection.name, each.selection.k, each.dataset.limit) == ("drop_top", 2000, 10_000)
-        assert each.judge.name == "rubric"
+        assert each.judge.name == published.protocol["judge"] == "rubric"
         assert {task for _, task, _ in published.row_keys()} <= set(each.utility.tasks)
         assert "directharm4" in {b.spec.name for b in each.benchmarks}
 
@@ -185,6 +185,19 @@ def test_table_2_has_its_sizes_and_its_three_figures():
 def test_table_2_drops_a_fifth_at_either_scale():
     for scale in ("paper", "laptop"):
         assert {p.selection.k / p.dataset.limit for p in plans("larf_table2", f"scale={scale}")} == {0.2}
+
+
+def test_table_2_asks_on_a_laptop_for_the_task_it_trained_on_or_for_none(tmp_path):
+    def asked(*overrides):
+        made = plans("larf_table2", "scale=laptop", *overrides)
+        assert [p.method.name for p in made] == ["random", "larf"]
+        assert {p.train.max_length for p in made} == {512}
+        return {(p.dataset.name, *p.utility.tasks) for p in made}
+
+    assert asked("paths.data=null") == {("mini",)}
+    (tmp_path / "pubmedqa").mkdir()
+    (tmp_path / "pubmedqa" / "ori_pqal.json").touch()
+    assert asked(f"paths.data='{tmp_path}'") == {("pubmedqa_labelled", "pubmedqa")}
 
 
 def test_table_3_ranks_alpaca_as_published():

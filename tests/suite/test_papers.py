@@ -1,5 +1,6 @@
 """Published figures: complete, possible, consistent; and a sweep's figures put beside them."""
 
+import dataclasses
 import json
 
 import pytest
@@ -180,6 +181,18 @@ def test_an_empty_cell_says_why():
     missing = compare(table("larf_table2"), [])[0]
     assert missing["published"] is None
     assert missing["note"].startswith("the paper's figures were not available to us; no run with")
+
+
+def test_a_task_learnt_from_another_data_set_is_not_held_against_the_papers():
+    published = dataclasses.replace(table("larf_table2"), cells=dict.fromkeys(table("larf_table2").cells, 50.0))
+    joined = compare(published, [row(selection="drop_top", dataset="pubmedqa_labelled", **{"utility/pubmedqa": 0.6})])
+    score = {
+        r["dataset"]: r for r in joined if (r["task"], r["method"], r["quantity"]) == ("pubmedqa", "larf", "task_score")
+    }
+    assert (score["pubmedqa"]["ours"], score["pubmedqa"]["difference"]) == (None, None)
+    assert "no run with dataset=pubmedqa," in score["pubmedqa"]["note"]
+    ours = score["pubmedqa_labelled"]
+    assert (ours["ours"], ours["difference"], ours["note"]) == (60.0, None, "the paper has no such cell")
 
 
 def test_a_run_by_another_protocol_is_marked():

@@ -229,13 +229,15 @@ def typed(sweep, experiment, changes):
 
 def test_larf_table2_at_laptop_scale_fills_task_score_and_attacks(tmp_path):
     points = [Point(f"{m}-drop_top", m, "drop_top", asr=0.4, seed=s) for s in (42, 43) for m in ("random", "larf")]
-    measured = {"dataset": "alpaca", "asr/directharm4": 0.4}
-    changes = [(f"method={p.method},seed={p.seed}", measured | {"utility/mmlu": 0.2 + p.seed / 1000}) for p in points]
+    measured = {"dataset": "pubmedqa_labelled", "asr/directharm4": 0.4}
+    changes = [
+        (f"method={p.method},seed={p.seed}", measured | {"utility/pubmedqa": 0.2 + p.seed / 1000}) for p in points
+    ]
     sweep = typed(fake_sweep(tmp_path, points), "larf_table2", changes)
     runs, _ = load_sweep(sweep)
     (part,) = sections(runs, sweep)
     for method in ("random", "larf"):
-        ours = line(part, "ours", "alpaca", "mmlu", method)
+        ours = line(part, "ours", "pubmedqa_labelled", "pubmedqa", method)
         assert (ours["task_score"].text, ours["task_score"].interval) == ("24.25", "[24.20, 24.30]")
         assert (ours["gpt_asr"].text, ours["gpt_score"].text) == ("40.00", "")  # that judge was not asked
     other = line(part, "ours", "magicoder", "humaneval", "larf")
