@@ -65,6 +65,9 @@ def pubmedqa(folder: Path, part: str) -> Rows:
     questions, test = pubmedqa_labelled(folder / "ori_pqal.json")
     rows: Rows = {"test": [], "train": []}
     for key, row in questions.items():
+        for field in ("QUESTION", "CONTEXTS", "final_decision"):
+            if field not in row:
+                raise DataError(folder / "ori_pqal.json", f"question {key} has no {field}")
         kept = {field: row[field] for field in ("QUESTION", "CONTEXTS", "final_decision")}
         rows["test" if key in test else "train"].append(kept)
     return rows
