@@ -37,14 +37,15 @@ def _natural(part: str) -> tuple[int, int | str]:
 
 
 def metrics(rows: Sequence[Row]) -> list[str]:
-    """Names of the rates worth a column: attack success first, then false refusals, then what never is zero."""
+    """Names of the rates worth a column: attack success, false refusals, utility, then what is not zero everywhere."""
     # Rates that another judge gave later (suite.judge) are not this run's: they have its name in front.
     names = [k for row in rows for k in row if k.split("/")[0] in _PREFIXES and f"{k}/low" in row]
     ordered = sorted(dict.fromkeys(names), key=lambda n: (_PREFIXES.index(n.split("/")[0]), n))
-    return [n for n in ordered if n.startswith(("asr/", "false_refusal/")) or any(row.get(n) for row in rows)]
+    return [n for n in ordered if n.split("/")[0] in _ALWAYS or any(row.get(n) for row in rows)]
 
 
-_PREFIXES = ["asr", "false_refusal", "utility", "incoherent", "unparsed"]
+_ALWAYS = ["asr", "false_refusal", "utility"]
+_PREFIXES = [*_ALWAYS, "incoherent", "unparsed"]
 
 
 def show(row: Row, metric: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from suite.papers.published import PublishedTable
-from suite.papers.rows import adapters_alignment, measurements
+from suite.papers.rows import adapters_alignment, measurements, once
 from suite.records import adapter_key
 from suite.results import collect
 
@@ -184,7 +184,7 @@ def sweep_rows(published: PublishedTable, *folders: Path) -> list[Row]:
     if published.ours.rows != "runs":
         return measurements(published.ours.rows, folders)
     aligned = adapters_alignment(folders)
-    rows = [row for folder in folders for row in collect(folder)]
+    rows = once(row for folder in folders for row in collect(folder))
     for row in rows:
         adapter = adapter_key(row)
         if adapter is not None and aligned.get(adapter) is not None:

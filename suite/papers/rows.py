@@ -52,8 +52,18 @@ def measurements(kind: str, folders: Iterable[Path]) -> list[Row]:
     entry point left (diversity, flowlens, drift)."""
     if (of_a_run := _OF_A_RUN.get(kind)) is not None:
         runs = [file.parent for folder in folders for file in sorted(folder.rglob("record.json"))]
-        return [row for run in runs for row in of_a_run(run)]
+        found = once({**(read_row(run) or {}), "folder": run} for run in runs)
+        return [row for run in found for row in of_a_run(run["folder"])]
     return [row for folder in folders for file in sorted(folder.rglob(f"{kind}.parquet")) for row in read_table(file)]
+
+
+def once(runs: Iterable[Row]) -> list[Row]:
+    """The runs without those that say again what an earlier one said: a point that two sweeps have in common, found in
+    the cache the second time, is one measurement. What it is called may differ, and is what some tables look for."""
+    found: dict[tuple[Any, Any], Row] = {}
+    for row in runs:
+        found.setdefault((row.get("run_id"), row.get("label")), row)
+    return list(found.values())
 
 
 def adapters_alignment(folders: Sequence[Path]) -> dict[str, float | None]:

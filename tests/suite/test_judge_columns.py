@@ -29,6 +29,12 @@ def test_a_mean_and_a_later_judge_in_the_comparison(tmp_path, capsys):
     assert "3.25 [2.50, 4.00]" in capsys.readouterr().out
 
 
+def test_a_score_of_nought_everywhere_is_a_column_and_no_incoherent_answer_is_none():
+    rates = ("utility/gsm8k", "incoherent/b", "asr/b")
+    rows = [{name: 0.0, f"{name}/low": 0.0} for name in rates]
+    assert metrics(rows) == ["asr/b", "utility/gsm8k"]
+
+
 def test_means_and_costs_are_flat_columns(tmp_path):
     from suite.records import RunRecord
     from suite.storage.cache import Entry

@@ -258,7 +258,14 @@ def test_alignments_of_a_runs_adapter_are_found_in_flowlens_folders(tmp_path):
     import pandas as pd
 
     for ratio, key in (("0.0", "aaa"), ("0.5", "bbb")):
-        run = row("full", "-", model="llama3_2_1b", dataset=f"tulu_mix-{ratio}", stages=json.dumps([f"adapter/{key}"]))
+        run = row(
+            "full",
+            "-",
+            model="llama3_2_1b",
+            dataset=f"tulu_mix-{ratio}",
+            run_id=key,
+            stages=json.dumps([f"adapter/{key}"]),
+        )
         (tmp_path / "runs" / key).mkdir(parents=True)
         (tmp_path / "runs" / key / "record.json").write_text(json.dumps(run))
     (tmp_path / "lens" / "0").mkdir(parents=True)
@@ -267,6 +274,21 @@ def test_alignments_of_a_runs_adapter_are_found_in_flowlens_folders(tmp_path):
     found = {r["dataset"]: r for r in compare(table("vcl_table2"), rows) if r["quantity"] == "alignment"}
     assert found["tulu_mix-0.5"]["difference"] == pytest.approx(0.8 - 0.82)
     assert found["tulu_mix-0.0"]["note"] == "the run has no alignment"
+
+
+def test_a_run_that_two_sweeps_have_in_common_is_one_figure(tmp_path):
+    found = {"model": "llama3_2_1b", "false_refusal/xstest": 0.5}
+    runs = [
+        row("full", "-", label="sft", run_id="one", **found),
+        row("full", "-", label="sft", run_id="one", **found),
+        row("full", "-", label="full", run_id="one", **found),
+        row("full", "-", label="sft", run_id="two", **found),
+    ]
+    for number, run in enumerate(runs):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "record.json").write_text(json.dumps(run))
+    rows = sweep_rows(table("vcl_table3"), *(tmp_path / str(n) for n in range(4)))
+    assert [(r["run_id"], r["label"]) for r in rows] == [("one", "sft"), ("one", "full"), ("two", "sft")]
 
 
 def test_the_two_objectives_of_vcl_are_two_rows():
