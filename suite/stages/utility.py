@@ -91,8 +91,9 @@ def measure_utility(
                 made.append(through_vllm(*inference.vllm(adapter)))
             else:
                 loaded = inference.transformers(adapter, intervenes)
-                options = {"batch_size": spec.batch_size, "steering": inference.steering, "system": system}
-                made.append(through_transformers(*loaded, **options))
+                steering = inference.steering
+                lm = through_transformers(*loaded, batch_size=spec.batch_size, steering=steering, system=system)
+                made.append(lm)
         return made[0]
 
     def work(lengths: Sequence[int]) -> Work:
