@@ -34,7 +34,7 @@ class SelfCd(Method):
     the whole vocabulary (contrastive decoding's plausibility cut is not part of the method's form).
 
     A step costs two forward passes, and twice the memory for keys and values. Utility tasks are put to it in the same
-    way (``eval.utility.contrast``): a continuation's log-likelihood is that of the bent logits' softmax.
+    way (``eval.utility.transformers_lm``): a continuation's log-likelihood is that of the bent logits' softmax.
     """
 
     scores: ClassVar[bool] = False
