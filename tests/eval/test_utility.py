@@ -20,9 +20,9 @@ from eval.utility.harness import run_task
 from eval.utility.language_models import through_transformers
 from eval.utility.tasks import STOCK, build_task, parts_of
 
-LIMIT, BATCH, TOKENS = 2, 4, 12
+LIMIT, BATCH, TOKENS = 2, 4, 24
 SUBJECTS = ("anatomy", "virology")
-SHOTS = {"mmlu": 1, "gsm8k": 1, "humaneval": 0, "pubmedqa": 0, "bbh": 1}
+SHOTS = {"mmlu": 2, "gsm8k": 2, "humaneval": 0, "pubmedqa": 0, "bbh": 3}
 
 CODE_EVAL = '''
 import datasets

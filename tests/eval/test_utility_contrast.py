@@ -69,7 +69,8 @@ class Speaking(ContrastedLM):
 
 
 @pytest.mark.parametrize("name", TASKS)
-@pytest.mark.parametrize(("chat", "system"), [(True, None), (True, TERSE), (False, TERSE)])
+@pytest.mark.parametrize("chat", [True, False])
+@pytest.mark.parametrize("system", [None, TERSE])
 def test_the_second_prompt_is_lm_evals_own_under_that_system_turn(task, tiny_llama, name, chat, system):
     model, tokenizer = tiny_llama
     method = SelfCd()

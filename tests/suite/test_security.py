@@ -3,12 +3,14 @@
 import ast
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 from omegaconf import OmegaConf
+from transformers import dynamic_module_utils
 
 from baselines import Sample, get_method
 from eval.errors import KeelBenchError
@@ -91,12 +93,16 @@ def booby_trap(tmp_path, smollm2_folder):
 
 def test_code_beside_weights_runs_only_where_it_was_asked_for(booby_trap, tmp_path, monkeypatch):
     folder, mark = booby_trap
+    # transformers copies such code into the user's home and imports it from there; this copy stays here.
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
     with pytest.raises(KeelBenchError, match=r"not run\. If you have read it.*model\.trust_remote_code=true"):
         load(folder, SMOLLM2, COMPUTE)
     assert not mark.exists()
     with pytest.raises(AttributeError, match="TrapModel"):  # the trap is no model: its code was reached
         load(folder, replace(SMOLLM2, trust_remote_code=True), COMPUTE)
     assert mark.read_text() == "run"
+    assert list((tmp_path / "modules").rglob("trap.py"))
     plain, trusted = folder_fingerprint(folder), folder_fingerprint(folder, code=True)
     (folder / "trap.py").write_text("")
     assert folder_fingerprint(folder) == plain  # code that is not run does not matter
