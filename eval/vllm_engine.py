@@ -106,7 +106,7 @@ class VllmEngine:
                 use_tqdm_on_load=False,
                 **options,
             )
-        except (ValueError, RuntimeError) as error:  # a setting it refuses; an engine, or LoRA support, that is not there
+        except (ValueError, RuntimeError) as error:  # what it refuses, an engine that fails, LoRA unsupported
             hint = " With backend.merge_adapter=true it needs no LoRA support." if adapters else ""
             raise KeelBenchError(f"vLLM cannot start: {error}.{hint}") from error
         finally:
